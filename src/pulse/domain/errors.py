@@ -1,0 +1,71 @@
+"""Every error that Pulse raises on purpose.
+
+    PulseError
+     ├── Refusal               the sender is at fault: a 4xx at the edge, a dead letter at a worker
+     ├── Outage                a system is away: wait, retry; nobody's message is at fault
+     ├── ConfigurationError    the operator can mend it: settings, topology, ports        (exit code 2)
+     └── CheckFailed           a check that ran to its end and found something wrong      (exit code 1)
+
+A foreign error (asyncpg, nats, OSError) is mapped to one of these at the edge of its adapter, by type or
+code and never by its text. Whatever is not in this tree is a bug and ends the process.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class PulseError(Exception):
+    """The root: `message` says in one line what is wrong, `hint` what to do about it."""
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message} ({self.hint})" if self.hint else self.message
+
+
+class Reason(StrEnum):
+    """Why a message was refused; the value is the contract: it stands in problem+json and in `dead_letters.reason`."""
+
+    INVALID_IDENTITY = "invalid_identity"
+    INVALID_JSON = "invalid_json"
+    INVALID_ENVELOPE = "invalid_envelope"
+    INVALID_PAYLOAD = "invalid_payload"
+    INVALID_SUBJECT = "invalid_subject"
+    TIMESTAMP_OUT_OF_RANGE = "timestamp_out_of_range"
+    TOO_LARGE = "too_large"
+    UNSUPPORTED_TYPE = "unsupported_type"
+    UNAUTHENTICATED = "unauthenticated"
+    FORBIDDEN = "forbidden"
+    REFUSED_BY_DATABASE = "refused_by_database"
+
+
+class Refusal(PulseError):
+    """A message or request that can never be accepted as it is.
+
+    `field` is the path of the value at fault (`metrics.temp`), empty where it is the whole body.
+    """
+
+    def __init__(self, reason: Reason, message: str, *, field: str = "") -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.field = field
+
+
+class Outage(PulseError):
+    """A system that Pulse needs is away; `system` is `nats`, `postgresql` or `mqtt`."""
+
+    def __init__(self, system: str, message: str, *, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.system = system
+
+
+class ConfigurationError(PulseError):
+    """Something that the operator has to change before this can work."""
+
+
+class CheckFailed(PulseError):
+    """A check that ran and failed: drift, an audit that does not add up, messages lost to a limit."""
