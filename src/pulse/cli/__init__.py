@@ -6,33 +6,41 @@ Exit codes: 0 done; 1 a check failed or a system is away; 2 the call or the conf
 from __future__ import annotations
 
 import importlib
+import io
 import os
+import select
 import sys
 
 import click
+from click.shell_completion import shell_complete
 
 from pulse import __version__
 from pulse.cli.context import Context
 from pulse.domain.errors import ConfigurationError, PulseError
-from pulse.runtime import settings as settings_module
+from pulse.runtime.masking import mask_text
+from pulse.runtime.settings import load_with_sources
 
 COMMANDS = {
-    "up": "pulse.cli.up:up",
-    "serve": "pulse.cli.serve:serve",
-    "streams": "pulse.cli.streams:streams",
-    "migrate": "pulse.cli.migrate:migrate",
-    "tenant": "pulse.cli.tenant:tenant",
-    "device": "pulse.cli.device:device",
-    "audit": "pulse.cli.audit:audit",
-    "doctor": "pulse.cli.doctor:doctor",
-    "tail": "pulse.cli.tail:tail",
-    "simulate": "pulse.cli.simulate:simulate",
-    "settings": "pulse.cli.show_settings:show_settings",
+    "up": ("pulse.cli.up:up", "Start everything on this machine: NATS, PostgreSQL, all roles."),
+    "serve": ("pulse.cli.serve:serve", "Run one role, or several, in this process."),
+    "streams": ("pulse.cli.streams:streams", "Plan, apply and show the streams and consumers."),
+    "migrate": ("pulse.cli.migrate:migrate", "Bring the database's schema up to date."),
+    "tenant": ("pulse.cli.tenant:tenant", "Add and list tenants."),
+    "device": ("pulse.cli.device:device", "Add, list, show and disable devices; rotate their tokens."),
+    "audit": ("pulse.cli.audit:audit", "Prove that every accepted message is accounted for."),
+    "doctor": ("pulse.cli.doctor:doctor", "Find out what is wrong here, and what to do about it."),
+    "tail": ("pulse.cli.tail:tail", "Follow messages as they come."),
+    "simulate": ("pulse.cli.simulate:simulate", "Be many devices, and check that every message arrived."),
+    "settings": ("pulse.cli.show_settings:show_settings", "Print every setting and where its value comes from."),
 }
+"""By name: where the command is, and the line of `pulse --help`, so that the help imports none of them."""
+
+
+COMPLETION_VARIABLE = "_PULSE_COMPLETE"
 
 
 class LazyGroup(click.Group):
-    """Imports a command's module when the command is named, so that `pulse --help` costs no asyncpg."""
+    """Imports a command's module when the command runs, so that `pulse --help` costs no asyncpg."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -40,10 +48,14 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        module, _, attribute = COMMANDS[cmd_name].partition(":")
+        module, _, attribute = COMMANDS[cmd_name][0].partition(":")
         command = getattr(importlib.import_module(module), attribute)
         assert isinstance(command, click.Command)
         return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, summary) for name, (_, summary) in COMMANDS.items()])
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -61,24 +73,45 @@ def cli(ctx: click.Context, data_dir: str | None, assignments: tuple[str, ...]) 
     for assignment in assignments:
         name, equals, value = assignment.partition("=")
         if not equals:
-            raise click.UsageError(f"--set takes NAME=VALUE, not {assignment!r}")
+            raise click.UsageError(f"--set takes NAME=VALUE, not {mask_text(assignment)!r}")
         flags[name.strip()] = value
-    ctx.obj = Context(load=lambda more: settings_module.load(environment=os.environ, flags={**flags, **more}))
+    ctx.obj = Context(load=lambda more: load_with_sources(environment=os.environ, flags={**flags, **more}))
 
 
 def main() -> None:
-    """Run the command line; every error of ours is one line on stderr and an exit code."""
+    """Run the command line; every error of ours is one line on stderr and an exit code.
+
+    click's own `main` would turn a reader that left into exit code 1 and Ctrl-C into an empty line.
+    """
+    if instruction := os.environ.get(COMPLETION_VARIABLE):
+        sys.exit(shell_complete(cli, {}, "pulse", COMPLETION_VARIABLE, instruction))
     try:
-        status = cli.main(standalone_mode=False)
+        with cli.make_context("pulse", sys.argv[1:]) as context:
+            cli.invoke(context)
+    except click.exceptions.Exit as error:
+        sys.exit(error.exit_code)
     except click.ClickException as error:
-        error.show()
+        shown = io.StringIO()
+        error.show(file=shown)
+        click.echo(mask_text(shown.getvalue()), err=True, nl=False)
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         sys.exit(130)
     except PulseError as error:
-        click.echo(f"pulse: {error}", err=True)
+        click.echo(f"pulse: {mask_text(' '.join(str(error).split()))}", err=True)
         sys.exit(2 if isinstance(error, ConfigurationError) else 1)
     except BrokenPipeError:
+        if not _reader_left():
+            raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
-    sys.exit(status if isinstance(status, int) else 0)
+    sys.exit(0)
+
+
+def _reader_left() -> bool:
+    """Whether stdout is what broke: the reader of `pulse settings | head -1` has seen enough, which is no failure."""
+    if sys.stdout is None:
+        return True
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), select.POLLOUT)
+    return any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import sys
 from collections.abc import Callable, Coroutine
 from typing import Any, ParamSpec, TypeVar
 
@@ -17,7 +18,18 @@ from pulse.runtime.settings import Settings
 P = ParamSpec("P")
 R = TypeVar("R")
 
-console = Console()
+PIPE_COLUMNS = 500
+
+
+class AnswerConsole(Console):
+    """Leaves a reader that went away (`pulse settings | head -1`) to main(), and never breaks a line for a pipe."""
+
+    def on_broken_pipe(self) -> None:
+        """Called by rich inside its handler of BrokenPipeError."""
+        raise BrokenPipeError
+
+
+console = AnswerConsole(width=None if sys.stdout is not None and sys.stdout.isatty() else PIPE_COLUMNS)
 """For people: tables and what was done, on stdout."""
 progress_console = Console(stderr=True)
 """For people: progress and asides, on stderr, so that stdout stays the answer."""
@@ -26,12 +38,16 @@ progress_console = Console(stderr=True)
 class Context:
     """The command line's own state; `click.pass_obj` hands it to a command."""
 
-    def __init__(self, *, load: Callable[[dict[str, object]], Settings]) -> None:
+    def __init__(self, *, load: Callable[[dict[str, object]], tuple[Settings, dict[str, str]]]) -> None:
         self._load = load
 
     def settings(self, **flags: object) -> Settings:
         """The settings under this command's own flags; a flag that is None was not given."""
-        return self._load(flags)
+        return self._load(flags)[0]
+
+    def settings_and_sources(self) -> tuple[Settings, dict[str, str]]:
+        """The settings, and the layer that each one comes from that is no default."""
+        return self._load({})
 
 
 def as_async(command: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, R]:

@@ -3,6 +3,7 @@
     PulseError
      ├── Refusal               the sender is at fault: a 4xx at the edge, a dead letter at a worker
      ├── Outage                a system is away: wait, retry; nobody's message is at fault
+     │    └── Overloaded       it is there, but what waits for it has reached its bound
      ├── ConfigurationError    the operator can mend it: settings, topology, ports        (exit code 2)
      └── CheckFailed           a check that ran to its end and found something wrong      (exit code 1)
 
@@ -40,6 +41,8 @@ class Reason(StrEnum):
     UNSUPPORTED_TYPE = "unsupported_type"
     UNAUTHENTICATED = "unauthenticated"
     FORBIDDEN = "forbidden"
+    NOT_FOUND = "not_found"
+    CONFLICT = "conflict"
     REFUSED_BY_DATABASE = "refused_by_database"
 
 
@@ -56,11 +59,19 @@ class Refusal(PulseError):
 
 
 class Outage(PulseError):
-    """A system that Pulse needs is away; `system` is `nats`, `postgresql` or `mqtt`."""
+    """A system that Pulse needs is away; `system` is `nats`, `postgresql` or `mqtt`.
 
-    def __init__(self, system: str, message: str, *, hint: str = "") -> None:
+    `retry_after_s` is how long the sender should wait before its next try: the `Retry-After` of a 503.
+    """
+
+    def __init__(self, system: str, message: str, *, hint: str = "", retry_after_s: float = 1.0) -> None:
         super().__init__(message, hint=hint)
         self.system = system
+        self.retry_after_s = retry_after_s
+
+
+class Overloaded(Outage):
+    """The system is there, but as much waits for it as may wait: nothing of this message was sent."""
 
 
 class ConfigurationError(PulseError):

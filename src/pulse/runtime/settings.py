@@ -6,53 +6,68 @@
     environment   `PULSE_<NAME>`, and `NATS_URL` and `DATABASE_URL` by those names
     flags         `--set name=value` and the named flags of a command
 
-An unknown name in any layer is refused: a typo must not become a default.
+An unknown name in any layer is refused: a typo must not become a default. An empty environment variable counts as one
+that is not set. No error line shows a secret.
 """
 
 from __future__ import annotations
 
+import difflib
+import errno
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit, urlunsplit
+from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 from msgspec import Meta
 
 from pulse.domain.errors import ConfigurationError
+from pulse.runtime.faults import SPEC_PATTERN
+from pulse.runtime.masking import MASK, is_secret_name, mask_password, mask_text, mask_urls
 
 Port = Annotated[int, Meta(ge=1, le=65535)]
 Count = Annotated[int, Meta(ge=1)]
-Seconds = Annotated[float, Meta(gt=0)]
+Seconds = Annotated[float, Meta(gt=0, le=86_400)]
+SecondsBelowAckWait = Annotated[float, Meta(gt=0, le=25)]
+"""The ack wait is 30 s: what takes longer is delivered to someone else meanwhile."""
+Text = Annotated[str, Meta(min_length=1, pattern=r"^[^\x00]+$")]
 Bytes = Annotated[int, Meta(ge=1)]
 
 ENVIRONMENT_PREFIX = "PULSE_"
 ENVIRONMENT_BY_OWN_NAME = {"NATS_URL": "nats_url", "DATABASE_URL": "database_url"}
+CONFIG_VARIABLE = "PULSE_CONFIG"
 INSTANCE_FILE = "instance.toml"
-MASK = "********"
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What every role runs with; see the module for where a value comes from."""
 
     # where the systems are
-    nats_url: str = "nats://127.0.0.1:4222"
+    nats_url: Text = "nats://127.0.0.1:4222"
     """One URL, or several of one cluster, separated by commas."""
-    database_url: str = "postgresql://pulse@127.0.0.1:5432/pulse"
-    data_dir: str = ".pulse"
+    database_url: Annotated[str, Meta(pattern=r"^postgres(ql)?://")] = "postgresql://pulse@127.0.0.1:5432/pulse"
+    data_dir: Text = ".pulse"
+    stream_replicas: Literal[1, 3, 5] = 1
+    """Copies of each stream; more than one needs a NATS cluster of as many servers."""
 
     # what a device may send
     body_bytes_max: Bytes = 64 * 1024
     metric_count_max: Count = 256
-    metric_name_bytes_max: Bytes = 128
-    metric_string_bytes_max: Bytes = 4096
+    metric_name_length_max: Count = 128
+    metric_string_length_max: Count = 4096
     ts_past_s_max: Count = 366 * 86_400
     ts_future_s_max: Count = 3600
 
     # gateway
-    gateway_host: str = "127.0.0.1"
+    gateway_host: Text = "127.0.0.1"
     gateway_port: Port = 8080
+    body_timeout_s: Seconds = 10.0
+    """How long a request may take to send its body."""
+    gateway_connections_max: Count = 10_000
+    """Beyond it every request is told 503."""
+    gateway_keep_alive_s: Count = 75
+    """How long an idle connection stays open; above the 60 s of load balancers, which must be the first to close."""
     publish_timeout_s: Seconds = 5.0
     """How long a request waits for JetStream, retries with the same message id included, before it is told 503."""
     publish_pending_max: Count = 20_000
@@ -64,7 +79,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """How long a message may wait for company before its batch is written."""
     ingest_writers: Annotated[int, Meta(ge=1, le=16)] = 2
     """Batches that are written at the same time; each holds one PostgreSQL connection."""
-    database_timeout_s: Seconds = 15.0
+    database_timeout_s: SecondsBelowAckWait = 15.0
     """Of one statement; well below the consumer's ack wait of 30 s."""
     retry_delay_s_min: Seconds = 0.1
     retry_delay_s_max: Seconds = 5.0
@@ -74,13 +89,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     maintenance_interval_s: Seconds = 30.0
 
     # every process
-    health_host: str = "127.0.0.1"
+    health_host: Text = "127.0.0.1"
     health_port: Port = 9100
-    drain_s_max: Seconds = 4.0
+    drain_s_max: SecondsBelowAckWait = 4.0
     """How long a stopping process may finish what it holds; shorter than any ack wait."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["auto", "console", "json"] = "auto"
-    crash_at: str = ""
+    crash_at: Annotated[str, Meta(pattern=SPEC_PATTERN)] = ""
     """For tests: `step` or `step:n`; the process kills itself (SIGKILL) the n-th time it reaches that step."""
 
     # embedded servers (`pulse up`)
@@ -91,79 +106,102 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     embedded_postgres_port: Port = 55432
 
     def masked(self) -> dict[str, Any]:
-        """All settings by name, with the password in each URL masked."""
+        """All settings by name, secrets masked."""
         values: dict[str, Any] = msgspec.structs.asdict(self)
-        values["nats_url"] = ",".join(mask_password(url) for url in self.nats_url.split(","))
-        values["database_url"] = mask_password(self.database_url)
-        return values
+        return {name: _shown(name, value) for name, value in values.items()}
 
 
 NAMES = frozenset(field.name for field in msgspec.structs.fields(Settings))
 
 
-def mask_password(url: str) -> str:
-    """`url` with its password masked; a token in the user's place (`nats://token@host`) is masked too."""
-    parts = urlsplit(url)
-    if "@" not in parts.netloc:
-        return url
-    userinfo, _, host = parts.netloc.rpartition("@")
-    user, colon, _password = userinfo.partition(":")
-    shown = f"{user}:{MASK}" if colon else (MASK if parts.scheme == "nats" else user)
-    return urlunsplit(parts._replace(netloc=f"{shown}@{host}"))
+def _shown(name: str, value: object) -> object:
+    if is_secret_name(name):
+        return MASK
+    if not isinstance(value, str):
+        return value
+    return (
+        mask_urls(value) if name == "nats_url" else mask_password(value) if name == "database_url" else mask_text(value)
+    )
+
+
+class Given(NamedTuple):
+    """One value of one layer, before it is checked; `where` is what the operator would have to change."""
+
+    source: str
+    name: str
+    value: object
+    where: str
 
 
 def load(*, environment: Mapping[str, str], flags: Mapping[str, object] | None = None) -> Settings:
-    """Read every layer and check it; a relative `data_dir` is below the working directory.
+    """The settings alone; see `load_with_sources`."""
+    return load_with_sources(environment=environment, flags=flags)[0]
 
-    Raises ConfigurationError for an unknown name, a value of the wrong type or out of bounds, and a file that
-    cannot be read; the message names the layer and the value at fault.
+
+def load_with_sources(
+    *, environment: Mapping[str, str], flags: Mapping[str, object] | None = None
+) -> tuple[Settings, dict[str, str]]:
+    """Read every layer and check it; returns the settings, and for each that is no default the layer it came from.
+
+    A relative `data_dir` is below the working directory. A flag that is None was not given. Raises ConfigurationError
+    for an unknown name, a value of the wrong type or out of bounds, and a file that cannot be read; the message names
+    the layer and the value at fault.
     """
-    from_environment = _environment_layer(environment)
-    given = {name: value for name, value in (flags or {}).items() if value is not None}
-    named_file = from_environment.pop("config", None)
-    file = Path(named_file or "pulse.toml")
-    from_file = _file_layer(file) if named_file or file.exists() else {}
-    layers: list[tuple[str, Mapping[str, object]]] = [
-        (str(file), from_file),
-        ("environment", from_environment),
-        ("flag", given),
+    named_file = environment.get(CONFIG_VARIABLE, "")
+    given = [
+        *_file_layer(Path(named_file or "pulse.toml"), must_exist=bool(named_file)),
+        *_environment_layer(environment),
+        *(Given("flag", name, value, f"flag {name}") for name, value in (flags or {}).items() if value is not None),
     ]
-    data_dir = str(_merge(layers).get("data_dir", Settings().data_dir))
-    instance = Path(data_dir) / INSTANCE_FILE
-    if instance.exists():
-        layers.insert(0, (str(instance), _file_layer(instance)))
-    for source, layer in layers:
-        _check(source, layer)
-    return msgspec.convert(_merge(layers), Settings, strict=False)
+    for each in given:
+        _check(each)
+    data_dir = msgspec.convert(_merged(given), Settings, strict=False).data_dir
+    instance = list(_file_layer(Path(data_dir) / INSTANCE_FILE, must_exist=False))
+    for each in instance:
+        _check(each)
+    given = [*instance, *given]
+    settings = msgspec.convert(_merged(given), Settings, strict=False)
+    least, most = settings.retry_delay_s_min, settings.retry_delay_s_max
+    if least > most:
+        raise ConfigurationError(f"retry_delay_s_min = {least} is above retry_delay_s_max = {most}")
+    return settings, {each.name: each.source for each in given}
 
 
-def _merge(layers: list[tuple[str, Mapping[str, object]]]) -> dict[str, object]:
-    return {name: value for _, layer in layers for name, value in layer.items()}
+def _merged(given: Sequence[Given]) -> dict[str, object]:
+    return {each.name: each.value for each in given}
 
 
-def _environment_layer(environment: Mapping[str, str]) -> dict[str, str]:
-    layer = {name: environment[key] for key, name in ENVIRONMENT_BY_OWN_NAME.items() if environment.get(key)}
+def _environment_layer(environment: Mapping[str, str]) -> Iterator[Given]:
+    for key, name in ENVIRONMENT_BY_OWN_NAME.items():
+        if environment.get(key):
+            yield Given(key, name, environment[key], key)
     for key, value in environment.items():
-        if key.startswith(ENVIRONMENT_PREFIX):
-            layer[key.removeprefix(ENVIRONMENT_PREFIX).lower()] = value
-    return layer
+        name = key.removeprefix(ENVIRONMENT_PREFIX).lower()
+        if key.startswith(ENVIRONMENT_PREFIX) and key != CONFIG_VARIABLE and (value or name not in NAMES):
+            yield Given(key, name, value, key)
 
 
-def _file_layer(path: Path) -> dict[str, object]:
+def _file_layer(path: Path, *, must_exist: bool) -> Iterator[Given]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
+        if not must_exist and error.errno in {errno.ENOENT, errno.ENOTDIR}:
+            return
         raise ConfigurationError(f"cannot read {path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{path} is not TOML: {error}") from error
+        raise ConfigurationError(f"{path} is not TOML: {mask_text(str(error))}") from error
+    for name, value in content.items():
+        yield Given(str(path), name, value, f"{path}: {mask_text(name)}")
 
 
-def _check(source: str, layer: Mapping[str, object]) -> None:
-    for name, value in layer.items():
-        if name not in NAMES:
-            raise ConfigurationError(f"{source}: there is no setting {name!r}", hint="`pulse settings` lists them")
-        try:
-            msgspec.convert({name: value}, Settings, strict=False)
-        except msgspec.ValidationError as error:
-            shown = MASK if "url" in name else repr(value)
-            raise ConfigurationError(f"{source}: {name} = {shown}: {error}") from error
+def _check(given: Given) -> None:
+    if given.name not in NAMES:
+        nearest = difflib.get_close_matches(given.name, NAMES, n=1)
+        hint = f"did you mean {nearest[0]}?" if nearest else "`pulse settings` lists them"
+        raise ConfigurationError(f"{mask_text(given.where)}: there is no such setting", hint=hint)
+    try:
+        msgspec.convert({given.name: given.value}, Settings, strict=False)
+    except msgspec.ValidationError as error:
+        shown = _shown(given.name, given.value if isinstance(given.value, str) else repr(given.value))
+        why = str(error).partition(" - at ")[0]
+        raise ConfigurationError(f"{given.where} = {shown!r}: {why}") from error

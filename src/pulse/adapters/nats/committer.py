@@ -1,0 +1,299 @@
+"""Group commit to JetStream: concurrent publishes leave as atomic batches, and each caller gets its own receipt.
+
+Which messages travel together and what an answer means is decided in `pulse.domain.batching`; here are the wire, the
+clock and the callers. A receipt is given only for what a PubAck names, so it is as durable as the stream's acks are.
+
+    caller ─ submit ─► lane of its stream ─ pump, once per turn of the loop ─► frames of all requests, one write
+      ▲                                                                             │
+      └─────────────────── one reply for each request, on one inbox ◄───────────────┘
+
+A request without an answer (timeout, connection lost, no responders) is sent again under the same message ids until
+its callers' deadline; inside the stream's duplicate window that stores nothing twice. What fails then is an Outage
+that does not say whether the message was stored: whoever asks again with the same id within the window finds out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import time
+from collections.abc import Mapping
+from functools import partial
+from types import TracebackType
+from typing import Self
+
+import msgspec
+import structlog
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+
+from pulse.adapters.nats.connection import PulseClient
+from pulse.adapters.nats.errors import IS_IT_RUNNING, SYSTEM
+from pulse.adapters.nats.flights import Flight, Flights
+from pulse.adapters.nats.publication import Pending, Publication, batch_frames, check_names, plain_frame
+from pulse.domain.batching import Ack, Lane, Verdict, judge, sequences
+from pulse.domain.errors import Outage, Overloaded, Reason, Refusal
+from pulse.domain.receipt import Receipt
+
+log = structlog.get_logger()
+
+TICK_S = 0.05
+"""How often deadlines, lost answers and a new connection are looked for; no message waits for it on its way."""
+
+NO_RESPONDERS = "503"
+NO_STREAM = "no stream answers for the subject"
+NO_PUBACK = "the answer is no PubAck"
+
+
+class GroupCommitter:
+    """Publishes to JetStream; it works between `__aenter__` and `__aexit__`, or while `run` does.
+
+    `streams` names the stream of each subject's first token. `timeout_s` bounds one publish with all its retries,
+    `attempt_timeout_s` the wait for one answer. `pending_max` and `pending_bytes_max` bound what has no answer yet.
+    """
+
+    name = "group commit"
+
+    def __init__(
+        self,
+        client: PulseClient,
+        *,
+        streams: Mapping[str, str],
+        batch_min: int = 8,
+        batch_max: int = 1000,
+        batch_bytes_max: int = 1024 * 1024,
+        batches_in_flight_max: int = 4,
+        alone_in_flight_max: int = 256,
+        pending_max: int = 20_000,
+        pending_bytes_max: int = 64 * 1024 * 1024,
+        timeout_s: float = 5.0,
+        attempt_timeout_s: float = 2.0,
+        drain_s_max: float = 4.0,
+        retry_after_s: float = 1.0,
+    ) -> None:
+        self._client = client
+        by_stream: dict[str, Lane[Publication]] = {
+            stream: Lane(
+                batch_min=batch_min,
+                batch_max=batch_max,
+                batch_bytes_max=batch_bytes_max,
+                batches_in_flight_max=batches_in_flight_max,
+                alone_in_flight_max=alone_in_flight_max,
+            )
+            for stream in streams.values()
+        }
+        self._lanes = {token: by_stream[stream] for token, stream in streams.items()}
+        self._streams = {lane: stream for stream, lane in by_stream.items()}
+        self._pending = Pending(messages_max=pending_max, bytes_max=pending_bytes_max)
+        self._timeout_s = timeout_s
+        self._drain_s_max = drain_s_max
+        self._outage = partial(Outage, SYSTEM, retry_after_s=retry_after_s)
+        self._overloaded = partial(Overloaded, SYSTEM, retry_after_s=retry_after_s)
+
+        self._flights = Flights(attempt_timeout_s=attempt_timeout_s)
+        self._batch_prefix = secrets.token_urlsafe(6).encode()
+        self._inbox = b""
+        self._subscription: Subscription | None = None
+        self._connection = 0
+        self._accepting = False
+        self._pump_is_due = False
+        self._stop = asyncio.Event()
+        self._tasks = asyncio.TaskGroup()
+        self._decode = msgspec.json.Decoder(Ack).decode
+
+    @property
+    def pending(self) -> int:
+        """How many publishes have no answer yet."""
+        return self._pending.messages
+
+    async def publish(self, subject: str, body: bytes, *, message_id: str) -> Receipt:
+        """Store `body` under `subject` and return JetStream's word for it; see `submit`."""
+        return await self.submit(subject, body, message_id=message_id)
+
+    def submit(self, subject: str, body: bytes, *, message_id: str) -> asyncio.Future[Receipt]:
+        """Like `publish`, without a coroutine: the future gets the receipt, or the error.
+
+        Raises Refusal for a subject or id that NATS cannot carry and a message above the server's max_payload,
+        Overloaded where too much is pending, Outage where NATS is known to be away. The future gets an Outage where no
+        answer came in time or the stream is full. A publish under a pending id shares its answer, as a duplicate.
+        """
+        if not self._accepting or not self._client.is_connected:
+            raise self._away()
+        if self._pending.is_full:
+            raise self._overloaded("too many messages wait for JetStream")
+        check_names(subject, message_id)
+        lane = self._lanes.get(subject.partition(".")[0])
+        if lane is None:
+            raise Refusal(Reason.INVALID_SUBJECT, f"no stream is known for {subject}", field="subject")
+        loop = asyncio.get_running_loop()
+        future = loop.create_future()
+        message = Publication(subject.encode(), body, message_id.encode(), loop.time() + self._timeout_s, future)
+        if message.size > self._client.max_payload:
+            raise _too_large()
+        if self._pending.add(lane, message):
+            self._pump_soon()
+        return future
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Serve until `stop` is set, then drain what is pending; what the drain's limit leaves gets an Outage."""
+        await self._open()
+        try:
+            while not stop.is_set():
+                self._tick()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(TICK_S):
+                        await stop.wait()
+            self._accepting = False
+            await self._drain()
+        finally:
+            self._accepting = False
+            for lane in self._streams:
+                self._pending.fail(lane, list(lane.unsettled.values()), self._away)
+            if self._subscription is not None and not (self._client.is_closed or self._client.is_draining):
+                await self._subscription.unsubscribe()
+
+    async def __aenter__(self) -> Self:
+        await self._open()
+        await self._tasks.__aenter__()
+        self._tasks.create_task(self.run(self._stop), name=self.name)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        await self._tasks.__aexit__(kind, error, trace)
+
+    async def _open(self) -> None:
+        if self._subscription is None:
+            inbox = self._client.new_inbox()
+            self._inbox = inbox.encode() + b"."
+            self._subscription = await self._client.subscribe(f"{inbox}.*", cb=self._on_reply)
+            self._connection = self._client.stats["reconnects"]
+            self._accepting = True
+
+    async def _drain(self) -> None:
+        try:
+            async with asyncio.timeout(self._drain_s_max):
+                while self._pending.messages:
+                    self._tick()
+                    await asyncio.sleep(TICK_S)
+        except TimeoutError:
+            log.warning("stopped before JetStream had answered", messages=self._pending.messages)
+
+    def _pump_soon(self) -> None:
+        """Send at the end of this turn of the loop, so that all that is published in it travels together."""
+        if not self._pump_is_due:
+            self._pump_is_due = True
+            asyncio.get_running_loop().call_soon(self._pump)
+
+    def _pump(self) -> None:
+        self._pump_is_due = False
+        if not self._client.is_connected:
+            return
+        frames: list[bytes] = []
+        now, connection = asyncio.get_running_loop().time(), self._client.stats["reconnects"]
+        for lane in self._streams:
+            while (request := lane.take()) is not None:
+                token = self._flights.start(Flight(request, lane, now, connection))
+                reply = b"%b%d" % (self._inbox, token)
+                if len(request.messages) == 1:
+                    frames.append(plain_frame(request.messages[0], reply))
+                else:
+                    frames += batch_frames(request.messages, b"%b%x" % (self._batch_prefix, token), reply)
+        if frames:
+            self._write(frames)
+
+    def _write(self, frames: list[bytes]) -> None:
+        """Hand `frames` to the client's flusher, as its own `publish` does, but all at once and without an await.
+
+        Relies on nats-py 2.16: `_pending` (commands that the flusher will write), `_pending_data_size` (their bytes),
+        `_flush_queue` (a future in it wakes the flusher). Bounded by the requests in flight.
+        """
+        client = self._client
+        data = b"".join(frames)
+        client._pending.append(data)
+        client._pending_data_size += len(data)
+        client.stats["out_msgs"] += len(frames)
+        client.stats["out_bytes"] += len(data)
+        if client._flush_queue is not None and client._flush_queue.empty():
+            client._flush_queue.put_nowait(asyncio.get_running_loop().create_future())
+
+    async def _on_reply(self, reply: Msg) -> None:
+        flight = self._flights.land(int(reply.subject[len(self._inbox) :]))
+        if flight is None:
+            return
+        now = asyncio.get_running_loop().time()
+        if reply.headers is not None and reply.headers.get("Status") == NO_RESPONDERS:
+            self._flights.park(flight, NO_STREAM, now=now)
+        else:
+            try:
+                ack = self._decode(reply.data)
+            except msgspec.DecodeError:
+                self._flights.park(flight, NO_PUBACK, now=now)
+            else:
+                self._execute(flight, ack, now=now)
+        if flight.lane.is_full:
+            self._pump()
+        else:
+            self._pump_soon()
+
+    def _execute(self, flight: Flight, ack: Ack, *, now: float) -> None:
+        request, lane, messages = flight.request, flight.lane, flight.request.messages
+        error = f"{ack.error.description} ({ack.error.err_code})" if ack.error is not None else ""
+        match judge(ack, len(messages)):
+            case Verdict.STORED:
+                for message, seq in zip(messages, sequences(ack, len(messages)), strict=True):
+                    self._pending.succeed(lane, message, Receipt(ack.stream, seq, ack.duplicate))
+                self._flights.clear_trouble(lane)
+            case Verdict.DIVIDE:
+                lane.divide(request)
+            case Verdict.ONE_BY_ONE:
+                log.warning("the stream takes no batches", stream=self._streams[lane], error=error)
+                self._flights.without_batches(lane, now=now)
+                lane.divide(request, one_by_one=True)
+            case Verdict.LATER:
+                self._flights.park(flight, error, now=now)
+            case Verdict.TOO_LARGE:
+                self._pending.fail(lane, messages, _too_large)
+            case Verdict.FULL:
+                self._pending.fail(lane, messages, partial(self._outage, f"stream {ack.stream} is full: {error}"))
+            case Verdict.REFUSED:
+                self._pending.fail(lane, messages, partial(self._outage, f"stream {ack.stream} refuses: {error}"))
+
+    def _tick(self) -> None:
+        now = asyncio.get_running_loop().time()
+        self._give_up_overdue(now)
+        if not self._client.is_connected:
+            return
+        connection = self._client.stats["reconnects"]
+        if connection != self._connection:
+            self._connection = connection
+            self._refuse_oversized()
+        self._flights.retry(now=now, connection=connection)
+        self._pump()
+
+    def _give_up_overdue(self, now: float) -> None:
+        for lane in self._streams:
+            overdue = []
+            for message in lane.unsettled.values():
+                if message.deadline > now:
+                    break
+                overdue.append(message)
+            if overdue:
+                why = self._client.denied_since(time.monotonic() - self._timeout_s) or self._flights.trouble_of(lane)
+                self._pending.fail(lane, overdue, partial(self._outage, f"JetStream did not answer in time: {why}"))
+
+    def _refuse_oversized(self) -> None:
+        """The server that we are with now may take less than the last one, and it hangs up on whoever sends more."""
+        for lane in self._streams:
+            oversized = [message for message in lane.unsettled.values() if message.size > self._client.max_payload]
+            self._pending.fail(lane, oversized, _too_large)
+
+    def _away(self) -> Outage:
+        return self._outage("NATS is away", hint=IS_IT_RUNNING)
+
+
+def _too_large() -> Refusal:
+    return Refusal(Reason.TOO_LARGE, "the message is larger than NATS takes")

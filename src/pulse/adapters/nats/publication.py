@@ -1,0 +1,121 @@
+"""A message on its way to JetStream: who waits for it, what bounds all of them, and what it looks like on the wire."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable, Iterable
+
+from pulse.domain.batching import Lane
+from pulse.domain.errors import PulseError, Reason, Refusal
+from pulse.domain.receipt import Receipt
+
+HEADER_BYTES_MAX = 160
+"""All of a message's headers without its id: 23 + 17 + 20 + 23 + 4 + 22 + 4, and room."""
+SUBJECT = re.compile(r"[!-)+-=?-~]{1,256}")
+"""Visible ASCII without the wildcards: a space or line end would let a sender write NATS protocol of its own."""
+MESSAGE_ID = re.compile(r"[!-~]{1,512}")
+
+
+class Publication:
+    """One message that has no answer yet, and who waits for it; a `batching.Message`.
+
+    `followers` published the same id while this one was pending; they get its answer, as duplicates.
+    """
+
+    __slots__ = ("body", "deadline", "followers", "future", "message_id", "settled", "size", "subject")
+
+    def __init__(
+        self, subject: bytes, body: bytes, message_id: bytes, deadline: float, future: asyncio.Future[Receipt]
+    ) -> None:
+        self.subject = subject
+        self.body = body
+        self.message_id = message_id
+        self.size = len(body) + len(message_id) + HEADER_BYTES_MAX
+        self.deadline = deadline
+        self.future = future
+        self.followers: list[asyncio.Future[Receipt]] = []
+        self.settled = False
+
+
+class Pending:
+    """How much waits for an answer, and the giving of answers; a caller that was cancelled is passed over."""
+
+    def __init__(self, *, messages_max: int, bytes_max: int) -> None:
+        self.messages = 0
+        self.bytes = 0
+        self._messages_max = messages_max
+        self._bytes_max = bytes_max
+
+    @property
+    def is_full(self) -> bool:
+        return self.messages >= self._messages_max or self.bytes >= self._bytes_max
+
+    def add(self, lane: Lane[Publication], message: Publication) -> bool:
+        """Count `message` and put it in its lane; False where it follows one that is pending there under its id."""
+        self.messages += 1
+        first = lane.add(message)
+        if first is None:
+            self.bytes += len(message.body)
+            return True
+        first.followers.append(message.future)
+        return False
+
+    def succeed(self, lane: Lane[Publication], message: Publication, receipt: Receipt) -> None:
+        if message.settled:
+            return
+        self._settle(lane, message)
+        if not message.future.done():
+            message.future.set_result(receipt)
+        for follower in message.followers:
+            if not follower.done():
+                follower.set_result(Receipt(receipt.stream, receipt.seq, duplicate=True))
+
+    def fail(
+        self, lane: Lane[Publication], messages: Iterable[Publication], make_error: Callable[[], PulseError]
+    ) -> None:
+        """Each caller gets an error of its own: a traceback grows with every task that raises it."""
+        for message in messages:
+            if not message.settled:
+                self._settle(lane, message)
+                for future in (message.future, *message.followers):
+                    if not future.done():
+                        future.set_exception(make_error())
+
+    def _settle(self, lane: Lane[Publication], message: Publication) -> None:
+        lane.settle(message)
+        self.messages -= 1 + len(message.followers)
+        self.bytes -= len(message.body)
+
+
+def check_names(subject: str, message_id: str) -> None:
+    """Raise Refusal for a subject or message id that cannot stand in a NATS frame."""
+    if not SUBJECT.fullmatch(subject):
+        raise Refusal(Reason.INVALID_SUBJECT, "not a subject that can be published to", field="subject")
+    if not MESSAGE_ID.fullmatch(message_id):
+        raise Refusal(Reason.INVALID_IDENTITY, "1 to 512 visible ASCII characters are allowed", field="message_id")
+
+
+def plain_frame(message: Publication, reply: bytes) -> bytes:
+    """One publish with its message id, as it stands on the wire."""
+    headers = b"NATS/1.0\r\nNats-Msg-Id: %b\r\n\r\n" % message.message_id
+    size, body = len(headers), message.body
+    return b"HPUB %b %b %d %d\r\n%b%b\r\n" % (message.subject, reply, size, size + len(body), headers, body)
+
+
+def batch_frames(messages: list[Publication], batch_id: bytes, reply: bytes) -> list[bytes]:
+    """The publishes of one atomic batch; only the last asks for an answer.
+
+    Source: ADR-50 of nats-architecture-and-design, "JetStream Batch Publishing".
+    """
+    frames = []
+    last = len(messages)
+    constant = b"\r\nNats-Batch-Id: %b\r\nNats-Batch-Sequence: " % batch_id
+    end, to = b"\r\n\r\n", b""
+    for sequence, message in enumerate(messages, 1):
+        if sequence == last:
+            end, to = b"\r\nNats-Batch-Commit: 1\r\n\r\n", reply
+        headers = b"NATS/1.0\r\nNats-Msg-Id: %b%b%d%b" % (message.message_id, constant, sequence, end)
+        size, body = len(headers), message.body
+        frames.append(b"HPUB %b %b %d %d\r\n%b%b\r\n" % (message.subject, to, size, size + len(body), headers, body))
+    return frames

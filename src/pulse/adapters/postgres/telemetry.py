@@ -1,0 +1,179 @@
+"""Settling telemetry: ledger, rows, dead letters and device state in one transaction.
+
+The ledger row goes first. Where another transaction is settling some of the same positions, the insert waits for
+its end; where it has settled them, the exclusion constraint refuses ours, we read what is settled, and write the rest.
+`ON CONFLICT DO NOTHING` is what makes two that insert at the same moment wait for one another in one direction only;
+a plain insert would let both wait until PostgreSQL calls it a deadlock, a second later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, date, datetime, timedelta
+from io import BytesIO
+from typing import TYPE_CHECKING
+
+import asyncpg
+
+from pulse.adapters.postgres.errors import Fault, classify
+from pulse.adapters.postgres.pool import transaction
+from pulse.domain.errors import Outage, Reason, Refusal
+from pulse.domain.ledger import PositionSet
+from pulse.domain.settlement import DeadLetter, Row, Settlement
+
+if TYPE_CHECKING:
+    from pulse.adapters.postgres.pool import Connection, Pool
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+TELEMETRY_COLUMNS = ("ts", "tenant_id", "device_id", "seq", "site_id", "metrics", "position")
+DEAD_LETTER_COLUMNS = (
+    "stream", "position", "subject", "tenant_id", "device_id", "reason", "error", "headers", "body",
+    "attempts", "published_at",
+)  # fmt: skip
+
+INSERT_LEDGER = """
+    INSERT INTO ledger (positions, dead, telemetry_rows) VALUES ($1::text::int8multirange, $2::text::int8multirange, $3)
+    ON CONFLICT DO NOTHING RETURNING id
+"""
+SELECT_SETTLED = """
+    SELECT coalesce(range_agg(settled.positions * batch.positions), '{}')::text
+    FROM (SELECT $1::text::int8multirange AS positions) AS batch
+    JOIN ledger AS settled ON settled.positions && batch.positions
+"""
+UPSERT_DEVICE_STATE = """
+    INSERT INTO device_state (tenant_id, device_id, last_seen)
+    SELECT tenant_id, device_id, to_timestamp(seen_us / 1e6)
+    FROM unnest($1::text[], $2::text[], $3::bigint[]) AS seen (tenant_id, device_id, seen_us)
+    ORDER BY tenant_id, device_id
+    ON CONFLICT (tenant_id, device_id) DO UPDATE SET last_seen = excluded.last_seen
+    WHERE device_state.last_seen < excluded.last_seen
+"""
+RECORD_EPOCH = """
+    WITH known AS (SELECT epoch FROM stream_epochs WHERE stream = $1 AND created_ns = $2),
+    made AS (
+        INSERT INTO stream_epochs (epoch, stream, created_ns)
+        SELECT coalesce((SELECT max(epoch) FROM stream_epochs), 0) + 1, $1, $2
+        WHERE NOT EXISTS (SELECT FROM known)
+        RETURNING epoch
+    )
+    SELECT epoch FROM known UNION ALL SELECT epoch FROM made
+"""
+LOCK_EPOCHS = "LOCK TABLE stream_epochs IN SHARE ROW EXCLUSIVE MODE"
+RACES_MAX = 20
+"""How often another worker may settle part of the same batch in between; each time there is less left to write."""
+
+
+class TelemetryStore:
+    """Writes settlements of one stream; satisfies `services.ingest.Store`."""
+
+    def __init__(self, pool: Pool, *, stream: str, probe: Callable[[str], None] = lambda _: None) -> None:
+        self._pool = pool
+        self._stream = stream
+        self._probe = probe
+        self._days: set[date] = set()
+
+    async def epoch(self, created_ns: int) -> int:
+        """The number of the making of the stream at `created_ns`, recorded where it is new. Raises Outage."""
+        async with transaction(self._pool) as connection:
+            await connection.execute(LOCK_EPOCHS)
+            return int(await connection.fetchval(RECORD_EPOCH, self._stream, created_ns))
+
+    async def settle(self, settlement: Settlement) -> PositionSet:
+        """Write `settlement`, all or nothing; returns the positions that others had settled, which are left out.
+
+        Raises Outage where PostgreSQL is away, Refusal REFUSED_BY_DATABASE where it can never take these rows.
+        """
+        try:
+            await self._ensure_days(settlement.rows)
+            async with transaction(self._pool) as connection:
+                already = await self._claim(connection, settlement)
+                left = settlement.without(already) if already else settlement
+                if len(left):
+                    await self._write(connection, left)
+                return already
+        except (asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            if classify(error) is Fault.POISON:
+                raise Refusal(Reason.REFUSED_BY_DATABASE, f"{type(error).__name__}: {error}") from error
+            raise
+
+    async def _claim(self, connection: Connection, settlement: Settlement) -> PositionSet:
+        """Enter into the ledger what nobody has settled; returns what others have."""
+        already = PositionSet()
+        for _ in range(RACES_MAX):
+            left = settlement.without(already) if already else settlement
+            if not len(left):
+                return already
+            entry = await connection.fetchval(
+                INSERT_LEDGER, str(left.positions), str(left.dead_positions), len(left.rows)
+            )
+            if entry is not None:
+                self._probe("ingest.ledger_written")
+                return already
+            already = already | PositionSet.parse(await connection.fetchval(SELECT_SETTLED, str(left.positions)))
+        raise Outage("postgresql", f"a batch met {RACES_MAX} others that settle the same positions")
+
+    async def _write(self, connection: Connection, settlement: Settlement) -> None:
+        if settlement.rows:
+            await connection.copy_to_table(
+                "telemetry", source=BytesIO(_copy_text(settlement.rows)), columns=TELEMETRY_COLUMNS
+            )
+            self._probe("ingest.rows_copied")
+        if settlement.dead_letters:
+            await connection.copy_records_to_table(
+                "dead_letters",
+                records=[self._dead_letter(letter) for letter in settlement.dead_letters],
+                columns=DEAD_LETTER_COLUMNS,
+            )
+        if settlement.last_seen_us:
+            tenants, devices = zip(*settlement.last_seen_us, strict=True)
+            await connection.execute(UPSERT_DEVICE_STATE, tenants, devices, list(settlement.last_seen_us.values()))
+        self._probe("ingest.before_commit")
+
+    async def _ensure_days(self, rows: Iterable[Row]) -> None:
+        """A partition for each day; in a transaction of its own, so that its lock is short."""
+        missing = {(EPOCH + timedelta(microseconds=row.ts_us)).date() for row in rows} - self._days
+        for day in sorted(missing):
+            async with transaction(self._pool) as connection:
+                await connection.execute("SELECT ensure_telemetry_day($1)", day)
+            self._days.add(day)
+
+    def _dead_letter(self, letter: DeadLetter) -> tuple[object, ...]:
+        message = letter.message
+        return (
+            self._stream,
+            letter.position,
+            _storable(message.subject),
+            letter.tenant_id,
+            letter.device_id,
+            letter.reason.value,
+            _storable(letter.error),
+            message.headers,
+            message.body,
+            message.attempts,
+            EPOCH + timedelta(microseconds=message.published_ns // 1000),
+        )
+
+
+def _copy_text(rows: Sequence[Row]) -> bytes:
+    """`rows` in COPY's text format. Source: PostgreSQL manual, COPY, "Text Format"."""
+    lines = []
+    for row in rows:
+        seq = "\\N" if row.seq is None else row.seq
+        site_id = "\\N" if row.site_id is None else _escaped(row.site_id)
+        ts = EPOCH + timedelta(microseconds=row.ts_us)
+        metrics = _escaped(row.metrics.decode())
+        lines.append(f"{ts}\t{row.tenant_id}\t{row.device_id}\t{seq}\t{site_id}\t{metrics}\t{row.position}\n")
+    return "".join(lines).encode()
+
+
+def _escaped(text: str) -> str:
+    if "\\" in text:
+        text = text.replace("\\", "\\\\")
+    if not text.isprintable():
+        text = text.replace("\t", "\\t").replace("\n", "\\n").replace("\r", "\\r")
+    return text
+
+
+def _storable(text: str) -> str:
+    """PostgreSQL's text has no U+0000 and no lone surrogates; both are shown by their escapes."""
+    return text.replace("\x00", "\\x00").encode("utf-8", "backslashreplace").decode()

@@ -1,0 +1,66 @@
+"""What `pulse tenant` and `pulse device` share: PostgreSQL first, then the registry at the edge."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import click
+
+from pulse.adapters.nats.connection import connection
+from pulse.adapters.nats.registry import RegistryBucket
+from pulse.adapters.postgres.identity import IdentityStore
+from pulse.adapters.postgres.pool import open_pool
+from pulse.adapters.postgres.registry import RegistryTruth
+from pulse.domain.errors import ConfigurationError, Outage
+from pulse.runtime.settings import Settings
+
+limit_option = click.option(
+    "--limit", type=click.IntRange(1, 10_000), default=100, show_default=True, help="How many to list."
+)
+status_option = click.option(
+    "--status", type=click.Choice(["enabled", "disabled"]), help="Only those that are; default: both."
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identities:
+    """The store, and the way from it to the edge."""
+
+    store: IdentityStore
+    truth: RegistryTruth
+    settings: Settings
+
+    async def project(self, keys: Sequence[str], *, on_progress: Callable[[int], None] | None = None) -> bool:
+        """Tell the edge of what was committed under these registry keys; a warning where it cannot be told now."""
+        try:
+            async with connection(self.settings.nats_url, name="pulse cli") as client:
+                await RegistryBucket(client).project(keys, self.truth.load, on_progress=on_progress)
+        except (Outage, ConfigurationError) as error:
+            click.echo(
+                "pulse: warning: this is saved, but the edge has not been told: "
+                f"{error}. The maintenance role tells it as soon as it can.",
+                err=True,
+            )
+            return False
+        return True
+
+
+@asynccontextmanager
+async def open_identities(settings: Settings) -> AsyncIterator[Identities]:
+    """The identities in the database of `settings`."""
+    async with open_pool(
+        settings.database_url, size_max=1, timeout_s=settings.database_timeout_s, application_name="pulse cli"
+    ) as pool:
+        yield Identities(store=IdentityStore(pool), truth=RegistryTruth(pool), settings=settings)
+
+
+def enabled_of(status: str | None) -> bool | None:
+    """What `--status` asks for."""
+    return None if status is None else status == "enabled"
+
+
+def status_of(enabled: bool) -> str:
+    """How a table says it."""
+    return "enabled" if enabled else "disabled"

@@ -1,0 +1,250 @@
+"""Group commit without its I/O: which messages travel together, and what JetStream's answer means for them.
+
+    add ─► waiting ─► take ─► request on its way ─► answer ─► judge ─┬─ STORED      each message its own sequence
+              ▲                                                      ├─ DIVIDE      tenths of it, at last one by one
+            again ◄──────────── divide, resend ◄─────────────────────┼─ ONE_BY_ONE  the stream takes no batches
+                                                                     ├─ LATER       the same again, after a pause
+                                                                     └─ FULL, REFUSED: its callers are told
+
+There is no timer: while requests are on their way, what comes in gathers, and leaves as one request when a slot is
+free. A request of many is an atomic batch: JetStream stores all of it, under contiguous sequences, or nothing. One
+message that it will not take (a repeated id, say) refuses the whole batch and is not named, so the batch is divided.
+Every retry carries the same message ids, hence a message that was stored already answers `duplicate`, never twice.
+
+A lane promises no order between messages that are unsettled at the same time.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Generic, Protocol, TypeVar
+
+import msgspec
+
+BATCH_MESSAGES_MAX = 1000
+"""The server's own bound on an atomic batch; a larger one is refused with 10199."""
+DIVISOR = 10
+"""One repeated id in 1000 messages costs 9 × 100 + 9 × 10 + 10 × 1 = 28 requests, where one by one costs 1000."""
+
+
+class Message(Protocol):
+    """What a lane has to know of a message; `size` is in bytes, `settled` says that its caller has its answer."""
+
+    message_id: bytes
+    size: int
+    settled: bool
+
+
+M = TypeVar("M", bound=Message)
+
+
+@dataclass(slots=True)
+class Request(Generic[M]):
+    """Messages that share one answer: one message is a plain publish, several are an atomic batch.
+
+    `alone` says which kind of slot it holds: a message that may not travel in company has many slots of its own.
+    `attempt` counts how often it was sent before without an answer that settles it.
+    """
+
+    messages: list[M]
+    alone: bool = False
+    attempt: int = 0
+
+
+class Lane(Generic[M]):
+    """The messages of one stream that have no answer yet, and how many requests may be on their way for them."""
+
+    def __init__(
+        self,
+        *,
+        batch_min: int,
+        batch_max: int,
+        batch_bytes_max: int,
+        batches_in_flight_max: int,
+        alone_in_flight_max: int,
+    ) -> None:
+        if not 1 <= batch_min <= batch_max <= BATCH_MESSAGES_MAX:
+            raise ValueError(f"not 1 <= {batch_min=} <= {batch_max=} <= {BATCH_MESSAGES_MAX}")
+        self.atomic = True
+        self.unsettled: dict[bytes, M] = {}
+        """By message id, oldest first."""
+        self._batch_min = batch_min
+        self._batch_max = batch_max
+        self._batch_bytes_max = batch_bytes_max
+        self._batches_in_flight_max = batches_in_flight_max
+        self._alone_in_flight_max = alone_in_flight_max
+        self._batches_in_flight = 0
+        self._alone_in_flight = 0
+        self._waiting: deque[M] = deque()
+        self._waiting_bytes = 0
+        self._again: deque[Request[M]] = deque()
+
+    @property
+    def is_full(self) -> bool:
+        """Whether a whole batch waits, by its messages or its bytes."""
+        return len(self._waiting) >= self._batch_max or self._waiting_bytes >= self._batch_bytes_max
+
+    def add(self, message: M) -> M | None:
+        """Let `message` wait for a request, or return the unsettled one with the same id: they share an answer."""
+        first = self.unsettled.setdefault(message.message_id, message)
+        if first is not message:
+            return first
+        self._waiting.append(message)
+        self._waiting_bytes += message.size
+        return None
+
+    def settle(self, message: M) -> None:
+        """`message` has its answer: a later one with its id is a message of its own."""
+        message.settled = True
+        del self.unsettled[message.message_id]
+
+    def take(self) -> Request[M] | None:
+        """The next request to send, which now holds a slot; None where there is nothing to send or no slot is free."""
+        while self._again and self._has_slot(alone=self._again[0].alone):
+            request = self._again.popleft()
+            request.messages = [message for message in request.messages if not message.settled]
+            if request.messages:
+                return self._occupy(request)
+        while self._waiting and not self._again:
+            count = self._next_count()
+            messages = self._gather(count)
+            if messages:
+                return self._occupy(Request(messages, alone=count == 1))
+            if not count:
+                break
+        return None
+
+    def free(self, request: Request[M]) -> None:
+        """The slot of `request` is free again: it was answered, or given up."""
+        if request.alone:
+            self._alone_in_flight -= 1
+        else:
+            self._batches_in_flight -= 1
+
+    def resend(self, request: Request[M]) -> None:
+        """Nobody knows what became of `request`: all of it again."""
+        request.attempt += 1
+        self._again.append(request)
+
+    def divide(self, request: Request[M], *, one_by_one: bool = False) -> None:
+        """Send the messages of a refused batch again in smaller requests, so that each gets the answer it deserves.
+
+        Tenths find a few strangers among many quickly. A batch that was sent before without an answer is taken for
+        stored as a whole: its messages go one by one, and no repeated message costs the server a sync.
+        """
+        messages = request.messages
+        part = 1 if one_by_one or request.attempt else -(-len(messages) // DIVISOR)
+        for start in range(0, len(messages), part):
+            self._again.append(Request(messages[start : start + part], alone=part == 1))
+
+    def _next_count(self) -> int:
+        """How many of the waiting messages may leave together now; 0 where they have to wait, and gather."""
+        if not self.atomic:
+            return 1 if self._has_slot(alone=True) else 0
+        if self.is_full:
+            return self._batch_max if self._has_slot(alone=False) else 0
+        if self._batches_in_flight:
+            return 0
+        if len(self._waiting) >= self._batch_min:
+            return self._batch_max
+        return 1 if self._alone_in_flight < self._batch_min and self._has_slot(alone=True) else 0
+
+    def _has_slot(self, *, alone: bool) -> bool:
+        if alone:
+            return self._alone_in_flight < self._alone_in_flight_max
+        return self._batches_in_flight < self._batches_in_flight_max
+
+    def _occupy(self, request: Request[M]) -> Request[M]:
+        if request.alone:
+            self._alone_in_flight += 1
+        else:
+            self._batches_in_flight += 1
+        return request
+
+    def _gather(self, messages_max: int) -> list[M]:
+        messages: list[M] = []
+        room = self._batch_bytes_max
+        waiting = self._waiting
+        while waiting and len(messages) < messages_max:
+            size = waiting[0].size
+            room -= size
+            if room < 0 and messages:
+                break
+            message = waiting.popleft()
+            self._waiting_bytes -= size
+            if not message.settled:
+                messages.append(message)
+        return messages
+
+
+class AckError(msgspec.Struct, frozen=True, gc=False):
+    """The error of a PubAck: `code` is HTTP's, `err_code` the server's own (nats-server, `server/errors.json`)."""
+
+    code: int = 0
+    err_code: int = 0
+    description: str = ""
+
+
+class Ack(msgspec.Struct, frozen=True, gc=False):
+    """A PubAck; `seq` is the last one of a batch of `count`.
+
+    Source: `io.nats.jetstream.api.v1.pub_ack_response`; for batches ADR-50 of nats-architecture-and-design.
+    """
+
+    stream: str = ""
+    seq: int = 0
+    duplicate: bool = False
+    count: int = 0
+    error: AckError | None = None
+
+
+class Verdict(Enum):
+    """What an answer means for the messages of its request; see the module."""
+
+    STORED = auto()
+    DIVIDE = auto()
+    ONE_BY_ONE = auto()
+    LATER = auto()
+    FULL = auto()
+    TOO_LARGE = auto()
+    REFUSED = auto()
+
+
+VERDICT_BY_ERROR = {
+    10002: Verdict.FULL,  # account limits
+    10023: Verdict.FULL,  # insufficient resources
+    10028: Verdict.FULL,  # memory
+    10047: Verdict.FULL,  # storage
+    10077: Verdict.FULL,  # store failed: maximum messages or bytes, and discard new
+    10122: Verdict.FULL,  # stream's share of the account
+    10174: Verdict.ONE_BY_ONE,  # allow_atomic is off
+}
+MESSAGE_EXCEEDS_MAXIMUM = 10054
+HTTP_CONFLICT, HTTP_TOO_MANY, HTTP_SERVER_ERROR = 409, 429, 500
+"""409: the id is being stored at this moment (10158); 429: the stream's queue (10167) or its batches (10210)."""
+
+
+def judge(ack: Ack, count: int) -> Verdict:
+    """What `ack` says of a request of `count` messages.
+
+    An ack of a batch that counts no messages comes from a server that knows no batches (before 2.12): it stored each
+    message by itself and answered for the last alone.
+    """
+    error = ack.error
+    if error is None:
+        return Verdict.STORED if count in (1, ack.count) else Verdict.ONE_BY_ONE
+    if error.err_code in VERDICT_BY_ERROR:
+        return VERDICT_BY_ERROR[error.err_code]
+    if error.code in (HTTP_CONFLICT, HTTP_TOO_MANY) or error.code >= HTTP_SERVER_ERROR:
+        return Verdict.LATER
+    if count > 1:
+        return Verdict.DIVIDE
+    return Verdict.TOO_LARGE if error.err_code == MESSAGE_EXCEEDS_MAXIMUM else Verdict.REFUSED
+
+
+def sequences(ack: Ack, count: int) -> Iterator[int]:
+    """The stream sequences of a stored request's `count` messages, in their order."""
+    return iter(range(ack.seq - count + 1, ack.seq + 1))

@@ -1,0 +1,141 @@
+"""Fixtures for everyone: a real PostgreSQL (one a session, a fresh database a test) and a fresh nats-server a test.
+
+    database                   the URL of a fresh, empty database as role `pulse`; dropped after the test
+    nats                       a fresh nats-server with a store of its own; `nats.url`, `nats.kill()`, `nats.restart()`
+    nats_server_factory        makes more of them
+    postgres_server            the session's PostgreSQL: leave it running
+    postgres_server_factory    makes PostgreSQL servers that a test may kill
+    free_port                  a port on loopback that nobody listens on
+
+All of them end with pytest, also when it is killed: the kernel tells each child of its parent's death.
+"""
+
+from __future__ import annotations
+
+import itertools
+import secrets
+import subprocess
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from not_run import pytest_terminal_summary  # noqa: F401 - a hook: pytest finds it here
+from pulse.adapters.embedded import ports
+from pulse.adapters.embedded.nats_server import NatsServer
+from pulse.adapters.embedded.postgres_server import PostgresServer
+
+NatsServerFactory = Callable[..., NatsServer]
+PostgresServerFactory = Callable[..., PostgresServer]
+
+PASSWORDS = {"password": secrets.token_urlsafe(16), "superuser_password": secrets.token_urlsafe(16)}
+
+_database_number = itertools.count(1)
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A port on loopback that nobody listens on."""
+    return ports.free_port()
+
+
+@pytest.fixture
+def scratch() -> Iterator[Path]:
+    """A folder that is gone after the test; unlike tmp_path, which keeps the stores of three sessions."""
+    with tempfile.TemporaryDirectory(prefix="pulse test ", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
+@pytest.fixture(scope="session")
+def postgres_template() -> Iterator[Path]:
+    """A stopped cluster; copying it takes a tenth of what making one does. Its passwords are PASSWORDS."""
+    with tempfile.TemporaryDirectory(prefix="pulse postgres ", ignore_cleanup_errors=True) as folder:
+        server = PostgresServer(Path(folder), port=ports.free_port(), **PASSWORDS)
+        server.start()
+        server.stop()
+        yield Path(folder)
+
+
+@pytest.fixture(scope="session")
+def postgres_server(postgres_template: Path) -> Iterator[PostgresServer]:
+    """One PostgreSQL for the session; use `database`, and `postgres_server_factory` for one that you may kill."""
+    with tempfile.TemporaryDirectory(prefix="pulse postgres ", ignore_cleanup_errors=True) as folder:
+        _copy_cluster(postgres_template, Path(folder))
+        server = PostgresServer(Path(folder), port=ports.free_port(), **PASSWORDS)
+        server.start()
+        try:
+            yield server
+        finally:
+            server.kill()
+
+
+@pytest.fixture
+async def database(postgres_server: PostgresServer) -> AsyncIterator[str]:
+    """The URL of a fresh, empty database that role `pulse` owns; dropped after the test, whoever is still connected."""
+    name = f"test_{next(_database_number)}"
+    administrator = postgres_server.url_of("postgres", superuser=True)
+    connection = await asyncpg.connect(administrator)
+    try:
+        await connection.execute(f"CREATE DATABASE {name} OWNER pulse")
+    finally:
+        await connection.close()
+    yield postgres_server.url_of(name)
+    connection = await asyncpg.connect(administrator)
+    try:
+        await connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    finally:
+        await connection.close()
+
+
+@pytest.fixture
+def postgres_server_factory(scratch: Path, postgres_template: Path) -> Iterator[PostgresServerFactory]:
+    """Call it for a server of the test's own, then `start()` it; it ends with the test.
+
+    Takes options of PostgresServer. Without a folder it gets a new one with a cluster in it; a folder is taken as it is.
+    """
+    with ExitStack() as servers:
+
+        def make(folder: Path | None = None, **options: object) -> PostgresServer:
+            if folder is None:
+                folder = Path(tempfile.mkdtemp(dir=scratch))
+                _copy_cluster(postgres_template, folder)
+            given: dict[str, object] = {"port": ports.free_port(), **PASSWORDS}
+            server = PostgresServer(folder, **(given | options))  # type: ignore[arg-type]
+            servers.callback(server.kill)
+            return server
+
+        yield make
+
+
+@pytest.fixture
+def nats_server_factory(scratch: Path) -> Iterator[NatsServerFactory]:
+    """Call it with a folder (default: a new one) and options of NatsServer; `start()` it; it ends with the test."""
+    with ExitStack() as servers:
+
+        def make(folder: Path | None = None, **options: object) -> NatsServer:
+            given = {
+                "port": ports.free_port(),
+                "monitor_port": ports.free_port(),
+                "password": secrets.token_urlsafe(16),
+            }
+            server = NatsServer(folder or Path(tempfile.mkdtemp(dir=scratch)), **(given | options))  # type: ignore[arg-type]
+            servers.callback(server.kill)
+            return server
+
+        yield make
+
+
+@pytest.fixture
+def nats(nats_server_factory: NatsServerFactory) -> NatsServer:
+    """A fresh nats-server with an empty store; it starts faster than streams can be wiped, and may be killed."""
+    server = nats_server_factory()
+    server.start()
+    return server
+
+
+def _copy_cluster(template: Path, folder: Path) -> None:
+    # `cp -a` keeps the owner, who is not us where we are root.
+    subprocess.run(["cp", "-a", f"{template}/data", f"{template}/passwords.sha256", str(folder)], check=True)

@@ -1,0 +1,293 @@
+"""UvicornService over real connections: its stop, its address, and the bounds on what a client may do.
+
+Run on uvloop, as the commands are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from pulse.cli.context import as_async
+from pulse.domain.errors import ConfigurationError
+from pulse.runtime import http
+from pulse.runtime.health import Dependency, HealthServer
+from pulse.runtime.http import Application, Receive, Scope, Send, UvicornService
+
+LIMIT_S = 20.0
+GET = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"
+
+
+class Answering:
+    """An application that reads the body, waits for `answer_now`, and answers with the number of bytes."""
+
+    def __init__(self) -> None:
+        self.arrived = asyncio.Event()
+        self.answer_now = asyncio.Event()
+        self.answer_now.set()
+        self.outcomes: list[str] = []
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.arrived.set()
+        body, more = b"", True
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                self.outcomes.append("disconnected")
+                return
+            body, more = body + message["body"], message["more_body"]
+        try:
+            await self.answer_now.wait()
+        except asyncio.CancelledError:
+            self.outcomes.append("cancelled")
+            raise
+        answer = str(len(body)).encode()
+        headers = [(b"content-length", str(len(answer)).encode())]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": answer})
+        self.outcomes.append("answered")
+
+
+def service(app: Application, **bounds: float) -> UvicornService:
+    made = UvicornService(name="gateway", app=app, host="127.0.0.1", port=0, setting="gateway", **bounds)  # type: ignore[arg-type]
+    made.bind()
+    return made
+
+
+@contextlib.asynccontextmanager
+async def serving(server: UvicornService) -> AsyncIterator[asyncio.Event]:
+    stop = asyncio.Event()
+    async with asyncio.timeout(LIMIT_S), asyncio.TaskGroup() as group:
+        group.create_task(server.run(stop))
+        yield stop
+        stop.set()
+
+
+@contextlib.asynccontextmanager
+async def connected(server: UvicornService) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    try:
+        yield reader, writer
+    finally:
+        writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
+
+
+async def until_closed(reader: asyncio.StreamReader) -> bytes:
+    with contextlib.suppress(ConnectionError):
+        return await reader.read()
+    return b""
+
+
+@as_async
+async def test_a_request_is_answered_and_the_connection_kept() -> None:
+    server = service(Answering())
+    async with serving(server), connected(server) as (reader, writer):
+        for size in (0, 5):
+            writer.write(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % size + b"x" * size)
+            head = await reader.readuntil(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 200 OK\r\n")
+            assert b"\r\ndate: " in head
+            assert b"\r\nserver:" not in head
+            assert await reader.readexactly(1) == str(size).encode()
+
+
+@as_async
+async def test_told_to_stop_it_finishes_the_answer_under_way_and_accepts_no_more() -> None:
+    app = Answering()
+    app.answer_now.clear()
+    server = service(app)
+    async with serving(server) as stop, connected(server) as (reader, writer), connected(server) as (idle, _):
+        writer.write(GET)
+        await app.arrived.wait()
+        stop.set()
+        assert await until_closed(idle) == b""
+        with pytest.raises(ConnectionError):
+            await asyncio.open_connection("127.0.0.1", server.port)
+        app.answer_now.set()
+        answer = await until_closed(reader)
+    assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert b"connection: close" in answer
+    assert app.outcomes == ["answered"]
+
+
+@as_async
+async def test_an_answer_that_does_not_come_in_time_is_cut_off_at_the_stop() -> None:
+    app = Answering()
+    app.answer_now.clear()
+    server = service(app, shutdown_s_max=0.05)
+    async with serving(server) as stop, connected(server) as (reader, writer):
+        writer.write(GET)
+        await app.arrived.wait()
+        stop.set()
+        await until_closed(reader)
+    assert app.outcomes == ["cancelled"]
+
+
+@as_async
+async def test_a_stop_before_it_serves_is_not_lost() -> None:
+    stop = asyncio.Event()
+    stop.set()
+    async with asyncio.timeout(LIMIT_S):
+        await service(Answering()).run(stop)
+
+
+@as_async
+async def test_cancelled_it_leaves_the_port_free() -> None:
+    server = service(Answering())
+    with pytest.raises(asyncio.CancelledError):
+        async with serving(server), connected(server):
+            raise asyncio.CancelledError
+    again = UvicornService(name="again", app=Answering(), host="127.0.0.1", port=server.port, setting="gateway")
+    again.bind()
+    async with serving(again), connected(again) as (reader, writer):
+        writer.write(GET)
+        assert (await reader.readline()) == b"HTTP/1.1 200 OK\r\n"
+
+
+def test_a_taken_port_is_told_with_the_setting_to_change() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        server = UvicornService(name="gateway", app=Answering(), host="127.0.0.1", port=port, setting="gateway")
+        with pytest.raises(ConfigurationError) as raised:
+            server.bind()
+    assert str(raised.value) == (
+        f"gateway: 127.0.0.1:{port} is taken by another process (change gateway_host or gateway_port)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("host", "why"), [("192.0.2.1", "is no address of this machine"), ("no such host", "no such host")]
+)
+def test_an_address_that_is_not_ours_is_told(host: str, why: str) -> None:
+    server = UvicornService(name="gateway", app=Answering(), host=host, port=0, setting="gateway")
+    with pytest.raises(ConfigurationError, match=why):
+        server.bind()
+
+
+Talk = Callable[[asyncio.StreamWriter], Awaitable[None]]
+SLOW: dict[str, tuple[bytes, bytes]] = {
+    "says nothing": (b"", b""),
+    "stops amid the headers": (b"GET / HTTP/1.1\r\nhost:", b"HTTP/1.1 408 "),
+    "stops amid the body": (b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n123", b"HTTP/1.1 408 "),
+}
+
+
+@pytest.mark.parametrize("case", SLOW)
+@as_async
+async def test_a_client_that_stops_sending_is_let_go(case: str) -> None:
+    said, answer = SLOW[case]
+    app = Answering()
+    server = service(app, request_s_max=0.05)
+    async with serving(server), connected(server) as (reader, writer):
+        writer.write(said)
+        assert (await until_closed(reader)).startswith(answer)
+    assert app.outcomes in ([], ["answered"], ["disconnected"])
+
+
+@as_async
+async def test_an_empty_line_after_an_answer_does_not_keep_the_connection_for_ever() -> None:
+    server = service(Answering(), request_s_max=0.05)
+    async with serving(server), connected(server) as (reader, writer):
+        writer.write(GET)
+        await reader.readuntil(b"\r\n\r\n0")
+        writer.write(b"\r\n")
+        assert await until_closed(reader) == b""
+
+
+@as_async
+async def test_a_client_that_drips_is_let_go_all_the_same() -> None:
+    """Each byte that comes must not grant the request more time."""
+    server = service(Answering(), request_s_max=0.2)
+    async with serving(server), connected(server) as (reader, writer):
+
+        async def drip() -> None:
+            writer.write(b"GET / HTTP/1.1\r\nx: ")
+            while True:
+                writer.write(b"y")
+                await asyncio.sleep(0.02)
+
+        dripping = asyncio.ensure_future(drip())
+        answer = await until_closed(reader)
+        dripping.cancel()
+    assert answer.startswith(b"HTTP/1.1 408 ")
+
+
+@as_async
+async def test_an_idle_connection_outlives_the_time_for_a_request() -> None:
+    server = service(Answering(), request_s_max=0.05)
+    async with serving(server), connected(server) as (reader, writer):
+        for _ in range(2):
+            writer.write(GET)
+            await reader.readuntil(b"\r\n\r\n0")
+            await asyncio.sleep(0.15)
+        assert not reader.at_eof()
+
+
+@as_async
+async def test_headers_without_end_are_refused() -> None:
+    server = service(Answering())
+    async with serving(server), connected(server) as (reader, writer):
+        writer.write(b"GET / HTTP/1.1\r\n")
+        with contextlib.suppress(ConnectionError):
+            for number in range(10_000):
+                writer.write(b"x-%d: " % number + b"y" * 1000 + b"\r\n")
+                await writer.drain()
+        answer = await until_closed(reader)
+    assert answer.startswith(b"HTTP/1.1 431 ") or answer == b""
+
+
+@as_async
+async def test_trailers_without_end_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "REQUEST_BYTES_MAX", 100_000)
+    app = Answering()
+    server = service(app)
+    async with serving(server), connected(server) as (reader, writer):
+        writer.write(b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n0\r\n")
+        await app.arrived.wait()
+        with contextlib.suppress(ConnectionError):
+            for number in range(10_000):
+                writer.write(b"x-%d: " % number + b"y" * 1000 + b"\r\n")
+                await writer.drain()
+        await until_closed(reader)
+    assert app.outcomes == ["disconnected"]
+
+
+@as_async
+async def test_pipelined_requests_are_all_answered() -> None:
+    server = service(Answering())
+    async with serving(server), connected(server) as (reader, writer):
+        writer.write(GET * 3000 + GET[:20])
+        for _ in range(3000):
+            await reader.readuntil(b"\r\n\r\n0")
+        writer.write(GET[20:])
+        await reader.readuntil(b"\r\n\r\n0")
+
+
+@as_async
+async def test_beyond_its_connections_it_says_503() -> None:
+    server = service(Answering(), connections_max=2)
+    async with serving(server), connected(server), connected(server) as (reader, writer):
+        writer.write(GET)
+        assert await reader.readline() == b"HTTP/1.1 503 Service Unavailable\r\n"
+
+
+@as_async
+async def test_the_health_server_answers_on_its_own_port() -> None:
+    nats = Dependency("nats")
+    nats.up()
+    server = HealthServer(host="127.0.0.1", port=0, checks=[nats], registry=CollectorRegistry())
+    server.bind()
+    async with serving(server), connected(server) as (reader, writer):
+        for path in (b"/livez", b"/readyz", b"/metrics"):
+            writer.write(b"GET %s HTTP/1.1\r\nhost: x\r\n\r\n" % path)
+            head = await reader.readuntil(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 200 OK\r\n")
+            length = next(line for line in head.split(b"\r\n") if line.startswith(b"content-length"))
+            await reader.readexactly(int(length.partition(b":")[2]))

@@ -1,0 +1,97 @@
+"""Metrics: what the services count is what the table declares, and what Prometheus reads."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+from pulse import __version__
+from pulse.runtime.metrics import (
+    TABLE,
+    GatewayMetrics,
+    IngestMetrics,
+    PublishMetrics,
+    RegistryMetrics,
+    process_registry,
+)
+from pulse.services import gateway, ingest
+
+Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
+
+
+def read(registry: CollectorRegistry) -> Samples:
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(generate_latest(registry).decode())
+        for sample in family.samples
+    }
+
+
+def test_every_declared_metric_is_exposed_under_its_name_and_nothing_else() -> None:
+    registry = process_registry(role="gateway")
+    first = GatewayMetrics(registry)
+    first.answered("telemetry", 202, 0.003)
+    PublishMetrics(registry).published("TELEMETRY", "accepted", 10, 0.01)
+    RegistryMetrics(registry)
+    second = IngestMetrics(registry)
+    second.waiting("postgresql", True)
+    exposed = {
+        name.removesuffix("_bucket").removesuffix("_sum").removesuffix("_count")
+        for name, _ in read(registry)
+        if name.startswith("pulse_")
+    }
+    assert exposed == set(TABLE)
+
+
+def test_the_classes_satisfy_what_the_services_ask_for() -> None:
+    registry = CollectorRegistry()
+    asked: tuple[gateway.GatewayMetrics, ingest.IngestMetrics] = (GatewayMetrics(registry), IngestMetrics(registry))
+    assert all(asked)
+
+
+def test_answers_are_counted_by_kind_and_status_and_timed_by_kind() -> None:
+    registry = CollectorRegistry()
+    metrics = GatewayMetrics(registry)
+    for status, seconds in ((202, 0.001), (202, 0.004), (503, 7.0)):
+        metrics.answered("telemetry", status, seconds)
+    metrics.answered("heartbeat", 202, 0.02)
+    metrics.pending(17)
+    found = read(registry)
+    kind = ("kind", "telemetry")
+    assert found["pulse_gateway_requests_total", (kind, ("status", "202"))] == 2
+    assert found["pulse_gateway_requests_total", (kind, ("status", "503"))] == 1
+    assert found["pulse_gateway_request_seconds_count", (kind,)] == 3
+    assert found["pulse_gateway_request_seconds_sum", (kind,)] == 7.005
+    buckets = {
+        dict(labels)["le"]: count for (name, labels), count in found.items() if kind in labels and "bucket" in name
+    }
+    assert (buckets["0.001"], buckets["0.005"], buckets["5.0"], buckets["+Inf"]) == (1, 2, 2, 3)
+    assert found["pulse_gateway_pending", ()] == 17
+
+
+def test_settled_messages_are_counted_by_outcome() -> None:
+    registry = CollectorRegistry()
+    metrics = IngestMetrics(registry)
+    metrics.settled(stored=5, dead=2, already_settled=1, commit_s=0.02, end_to_end_s=[0.1, 0.2])
+    metrics.settled(stored=1, dead=0, already_settled=0, commit_s=0.02, end_to_end_s=[])
+    metrics.waiting("postgresql", True)
+    metrics.waiting("nats", False)
+    metrics.redelivered(3)
+    found = read(registry)
+    outcomes = {
+        dict(labels)["outcome"]: value
+        for (name, labels), value in found.items()
+        if name == "pulse_ingest_messages_total"
+    }
+    assert outcomes == {"stored": 6, "dead": 2, "already_settled": 1}
+    assert found["pulse_ingest_batch_messages_sum", ()] == 9
+    assert found["pulse_ingest_commit_seconds_count", ()] == 2
+    assert found["pulse_ingest_end_to_end_seconds_count", ()] == 2
+    assert found["pulse_ingest_waiting", (("system", "postgresql"),)] == 1
+    assert found["pulse_ingest_waiting", (("system", "nats"),)] == 0
+    assert found["pulse_ingest_redelivered_total", ()] == 3
+
+
+def test_the_build_is_told_with_its_role() -> None:
+    assert read(process_registry(role="ui"))["pulse_build", (("role", "ui"), ("version", __version__))] == 1
