@@ -31,7 +31,8 @@ from pulse.adapters.embedded.postgres_server import PostgresServer
 NatsServerFactory = Callable[..., NatsServer]
 PostgresServerFactory = Callable[..., PostgresServer]
 
-PASSWORDS = {"password": secrets.token_urlsafe(16), "superuser_password": secrets.token_urlsafe(16)}
+PASSWORD = secrets.token_urlsafe(16)
+SUPERUSER_PASSWORD = secrets.token_urlsafe(16)
 
 _database_number = itertools.count(1)
 
@@ -51,9 +52,11 @@ def scratch() -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def postgres_template() -> Iterator[Path]:
-    """A stopped cluster; copying it takes a tenth of what making one does. Its passwords are PASSWORDS."""
+    """A stopped cluster; copying it takes a tenth of what making one does. Its passwords are the two above."""
     with tempfile.TemporaryDirectory(prefix="pulse postgres ", ignore_cleanup_errors=True) as folder:
-        server = PostgresServer(Path(folder), port=ports.free_port(), **PASSWORDS)
+        server = PostgresServer(
+            Path(folder), port=ports.free_port(), password=PASSWORD, superuser_password=SUPERUSER_PASSWORD
+        )
         server.start()
         server.stop()
         yield Path(folder)
@@ -64,7 +67,9 @@ def postgres_server(postgres_template: Path) -> Iterator[PostgresServer]:
     """One PostgreSQL for the session; use `database`, and `postgres_server_factory` for one that you may kill."""
     with tempfile.TemporaryDirectory(prefix="pulse postgres ", ignore_cleanup_errors=True) as folder:
         _copy_cluster(postgres_template, Path(folder))
-        server = PostgresServer(Path(folder), port=ports.free_port(), **PASSWORDS)
+        server = PostgresServer(
+            Path(folder), port=ports.free_port(), password=PASSWORD, superuser_password=SUPERUSER_PASSWORD
+        )
         server.start()
         try:
             yield server
@@ -94,7 +99,7 @@ async def database(postgres_server: PostgresServer) -> AsyncIterator[str]:
 def postgres_server_factory(scratch: Path, postgres_template: Path) -> Iterator[PostgresServerFactory]:
     """Call it for a server of the test's own, then `start()` it; it ends with the test.
 
-    Takes options of PostgresServer. Without a folder it gets a new one with a cluster in it; a folder is taken as it is.
+    Takes options of PostgresServer. Without a folder it gets a new one with a cluster in it; a given one is used as is.
     """
     with ExitStack() as servers:
 
@@ -102,7 +107,11 @@ def postgres_server_factory(scratch: Path, postgres_template: Path) -> Iterator[
             if folder is None:
                 folder = Path(tempfile.mkdtemp(dir=scratch))
                 _copy_cluster(postgres_template, folder)
-            given: dict[str, object] = {"port": ports.free_port(), **PASSWORDS}
+            given = {
+                "port": ports.free_port(),
+                "password": PASSWORD,
+                "superuser_password": SUPERUSER_PASSWORD,
+            }
             server = PostgresServer(folder, **(given | options))  # type: ignore[arg-type]
             servers.callback(server.kill)
             return server

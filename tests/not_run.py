@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 
 import pytest
 
@@ -19,8 +20,10 @@ def summary(reasons: list[str]) -> str:
     return f"{len(reasons)} {'check' if len(reasons) == 1 else 'checks'} did not run: {counted}"
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Hook of pytest; tests/conftest.py imports it."""
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> Iterator[None]:
+    """Hook of pytest, imported by tests/conftest.py; outermost, so that its line comes after the list of skips."""
+    yield
     reasons = [
         report.longrepr[2].removeprefix("Skipped: ")
         for report in terminalreporter.stats.get("skipped", [])

@@ -11,7 +11,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import pytest
@@ -23,6 +23,7 @@ from pulse.adapters.nats.registry import STREAM, RegistryBucket
 from pulse.domain.identity import Device, Tenant, admits
 from pulse.domain.registry import Record, device_key, tenant_key
 
+T = TypeVar("T")
 PROCESS_S_MAX = 60
 
 
@@ -57,8 +58,10 @@ class Pulse:
         """What the registry at the edge holds under `keys`."""
         return self.on_nats(lambda client: RegistryBucket(client).read(keys))
 
-    def on_nats(self, act: Callable[[Client], Awaitable[Any]]) -> Any:
-        async def run() -> Any:
+    def on_nats(self, act: Callable[[Client], Awaitable[T]]) -> T:
+        """What `act` returns, with a connection of its own."""
+
+        async def run() -> T:
             async with connection(self.nats.url, name="test", wait_s=10) as client:
                 return await act(client)
 

@@ -121,6 +121,14 @@ async def test_after_a_rotation_both_tokens_admit_until_the_overlap_is_over(stor
     assert admits(device, new, FAR_FUTURE_MS)
 
 
+async def test_a_token_that_has_expired_is_neither_shown_nor_told_to_the_edge(store: IdentityStore, pool: Pool) -> None:
+    await store.add_devices("acme", [NewDevice(device_id="boiler")])
+    async with transaction(pool) as connection:
+        await connection.execute("UPDATE device_tokens SET expires_at = now() - interval '1 s'")
+    assert (await store.device("acme", "boiler")).tokens == ()
+    assert (await known_device(pool, "boiler")).tokens == ()
+
+
 async def test_a_rotation_without_overlap_ends_every_older_token_at_once(store: IdentityStore, pool: Pool) -> None:
     first = (await store.add_devices("acme", [NewDevice(device_id="boiler")]))["boiler"]
     second = await store.rotate_token("acme", "boiler", overlap_s=3600)

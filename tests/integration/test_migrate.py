@@ -94,6 +94,14 @@ async def test_a_file_that_fails_leaves_nothing_of_itself_and_what_came_before(d
         assert await migrate(connection, files(ONE, TWO)) == files(ONE, TWO)[1:]
 
 
+async def test_a_file_and_the_record_of_it_are_one_transaction(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pulse.adapters.postgres.migrate.RECORD", "SELECT 1 / (1 - $1::int), $2::text, $3::text")
+    async with open_connection(database, timeout_s=10, application_name="test") as connection:
+        with pytest.raises(asyncpg.DivisionByZeroError):
+            await migrate(connection, files(ONE))
+        assert await connection.fetchval("SELECT to_regclass('one') IS NULL")
+
+
 async def test_of_two_runners_at_once_each_file_is_applied_by_one(database: str) -> None:
     migrations = files(ONE, *(b"INSERT INTO one VALUES (%d);" % n for n in range(2, 12)))
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from importlib.resources import files
-from typing import TypeVar
 
 import msgspec
 import pytest
@@ -22,11 +21,20 @@ from pulse.adapters.postgres.pool import open_connection, open_pool
 from pulse.adapters.postgres.registry import RegistryTruth
 from pulse.domain.errors import ConfigurationError, Outage
 from pulse.domain.identity import Device, NewDevice, Tenant, TokenDigest
-from pulse.domain.registry import Record, device_key, encode_record, record_key, tenant_key
+from pulse.domain.registry import (
+    Complete,
+    Put,
+    Reading,
+    Record,
+    Removed,
+    device_key,
+    encode_record,
+    record_key,
+    tenant_key,
+)
 from pulse.services.reconcile import RegistryReconciler, Repairs
 from pulse.services.registry import DeviceRegistry, RegistryMirror
 
-T = TypeVar("T")
 WAIT_S = 20.0
 ACME = Tenant("acme", enabled=True)
 
@@ -168,6 +176,32 @@ async def test_a_mirror_begins_with_what_is_there_and_follows_each_change(client
         await until(lambda: registry.device("acme", "d8") is None and registry.size == 2000)
         assert registry.device("acme", "d7") == device(7, enabled=False)
         assert registry.device("acme", "new") == Device("acme", "new", enabled=True)
+
+
+async def test_a_feed_tells_everything_before_it_says_complete(client: Client) -> None:
+    records = Records(*(device(number) for number in range(3000)))
+    await RegistryBucket(client).project(list(records.by_key), records.load)
+    async with aclosing(RegistryFeed(client).watch()) as changes:
+        assert await anext(changes) == Reading(from_scratch=True)
+        told = [await anext(changes) for _ in range(3000)]
+        assert [change.record for change in told if isinstance(change, Put)] == list(records.by_key.values())
+        assert await anext(changes) == Complete()
+
+
+async def test_after_an_interruption_a_feed_tells_only_what_changed(client: Client, nats: NatsServer) -> None:
+    bucket, records = RegistryBucket(client), Records(ACME, device(1), device(2))
+    await bucket.project(list(records.by_key), records.load)
+    async with aclosing(RegistryFeed(client).watch()) as changes:
+        while await anext(changes) != Complete():
+            pass
+        await asyncio.to_thread(nats.kill)
+        await asyncio.to_thread(nats.restart)
+        async with connection(nats.url, name="other", wait_s=WAIT_S) as other:
+            del records.by_key["device.acme.d2"]
+            await RegistryBucket(other).project(["device.acme.d2"], records.load)
+        async with asyncio.timeout(WAIT_S):
+            after = [await anext(changes) for _ in range(3)]
+        assert after == [Reading(from_scratch=False), Removed("device.acme.d2"), Complete()]
 
 
 async def test_a_mirror_of_an_empty_bucket_is_ready(client: Client) -> None:

@@ -74,6 +74,8 @@ async def test_it_reconnects_after_a_crash_with_its_subscriptions(nats: NatsServ
     nats.kill()
     async with asyncio.timeout(30):
         await signals.disconnected.wait()
+        while client._server_pool[0].reconnects < 4:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
         await asyncio.to_thread(nats.start)
         await signals.reconnected.wait()
         await client.publish("greeting", b"hello")
@@ -103,7 +105,9 @@ async def test_a_refused_permission_is_logged_and_kept(nats_server_factory: Any,
     async with connection(server.url, name="test") as client:
         assert client.denied_since(0) == ""
         await client.publish("yours", b"")
-        await client.flush()
+        async with asyncio.timeout(10):
+            while not client.denied_since(0):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
         assert client.denied_since(0) == 'permissions violation for publish to "yours"'
         assert client.is_connected
     assert [entry["log_level"] for entry in logged] == ["error"]

@@ -231,7 +231,7 @@ def test_what_is_not_ours_is_named_and_left_alone() -> None:
     ("theirs", "command"),
     [
         (["telemetry.a", "x.>"], "nats stream edit LEGACY --subjects 'x.>' --force"),
-        (["*.a"], "nats stream rm LEGACY --force"),
+        (["*.a"], "nats stream backup LEGACY LEGACY.backup"),
     ],
 )
 def test_a_stream_whose_subjects_somebody_has_is_blocked_and_names_them(theirs: list[str], command: str) -> None:

@@ -9,7 +9,6 @@ thousand times over. Source: ASGI 3.0 HTTP specification.
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
@@ -36,14 +35,14 @@ JSON = (b"content-type", b"application/json")
 MESSAGE_TYPES = {kind.value: kind for kind in MessageType}
 
 
-class Accepted(msgspec.Struct, frozen=True):
-    """The body of a 202."""
+class Accepted(msgspec.Struct, frozen=True, kw_only=True):
+    """The body of a 202; `duplicate` is true where the same message id was accepted before, as `seq`."""
 
+    status: str = "accepted"
     stream: str
     seq: int
     durability: str
     duplicate: bool
-    status: str = "accepted"
 
 
 class ClientGone(Exception):
@@ -58,16 +57,14 @@ class DeviceApi:
         *,
         gateway: Gateway,
         metrics: GatewayMetrics,
-        durability: Callable[[], str],
+        durability: str,
         body_bytes_max: int,
-        body_timeout_s: float,
         other: App,
     ) -> None:
         self._gateway = gateway
         self._metrics = metrics
         self._durability = durability
         self._body_bytes_max = body_bytes_max
-        self._body_timeout_s = body_timeout_s
         self._other = other
         self._pending = 0
 
@@ -106,8 +103,6 @@ class DeviceApi:
         except Outage as outage:
             log.debug("refused for an outage", error=str(outage))
             return unavailable(outage)
-        except TimeoutError:
-            return problem(408, f"the body did not arrive within {self._body_timeout_s:g} s")
 
     async def _ingest(
         self, scope: Scope, receive: Receive, tenant_id: str, device_id: str, message_type: MessageType
@@ -120,8 +115,7 @@ class DeviceApi:
             raise Refusal(Reason.UNSUPPORTED_TYPE, "the body must be application/json", field="Content-Type")
         if content_length is not None and int(content_length) > self._body_bytes_max:
             raise self._too_large()
-        async with asyncio.timeout(self._body_timeout_s):
-            payload = await self._body(receive)
+        payload = await self._body(receive)
         receipt = await self._gateway.accept(
             tenant_id=tenant_id,
             device_id=device_id,
@@ -133,7 +127,9 @@ class DeviceApi:
         return self._accepted(receipt)
 
     def _accepted(self, receipt: Receipt) -> Answer:
-        accepted = Accepted(receipt.stream, receipt.seq, self._durability(), receipt.duplicate)
+        accepted = Accepted(
+            stream=receipt.stream, seq=receipt.seq, durability=self._durability, duplicate=receipt.duplicate
+        )
         return 202, [JSON], msgspec.json.encode(accepted)
 
     async def _body(self, receive: Receive) -> bytes:

@@ -28,7 +28,6 @@ COMMANDS = {
     "tenant": ("pulse.cli.tenant:tenant", "Add and list tenants."),
     "device": ("pulse.cli.device:device", "Add, list, show and disable devices; rotate their tokens."),
     "audit": ("pulse.cli.audit:audit", "Prove that every accepted message is accounted for."),
-    "doctor": ("pulse.cli.doctor:doctor", "Find out what is wrong here, and what to do about it."),
     "tail": ("pulse.cli.tail:tail", "Follow messages as they come."),
     "simulate": ("pulse.cli.simulate:simulate", "Be many devices, and check that every message arrived."),
     "settings": ("pulse.cli.show_settings:show_settings", "Print every setting and where its value comes from."),

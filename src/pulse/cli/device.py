@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from datetime import datetime
 
 import click
-from rich.progress import Progress
 from rich.markup import escape
+from rich.progress import Progress
 from rich.table import Table
 
 from pulse.cli.context import Context, as_async, console, json_option, print_json, progress_console

@@ -16,6 +16,7 @@ from pulse.cli.context import Context, as_async, console, json_option, print_jso
 from pulse.cli.streams_status import StreamStatus, bytes_text, duration_text, status_of
 from pulse.domain.errors import CheckFailed
 from pulse.runtime.settings import Settings
+from pulse.topology.compare import UNLIMITED
 from pulse.topology.declared import Declared, load
 from pulse.topology.plan import Change, Plan
 
@@ -177,8 +178,10 @@ def _value_text(field: str, value: object) -> str:
         return "-" if value is None else str(value).lower()
     if isinstance(value, int) and field in DURATIONS:
         return duration_text(value / 1e9) if value else "none"
+    if isinstance(value, int) and value <= 0 and field in UNLIMITED:
+        return "unlimited"
     if isinstance(value, int) and field in SIZES:
-        return bytes_text(value) if value > 0 else "unlimited"
+        return bytes_text(value)
     if isinstance(value, list | tuple):
         return ", ".join(str(item) for item in value) or "-"
     return str(value) or "-"

@@ -1,12 +1,12 @@
 """What a survey of a stream means: how full it is, how far its consumers are behind, what is about to be lost. Pure.
 
-    warning                                     when
-    full                                        bytes at 80 % of max_bytes
-    a subject is full                           it holds 80 % of max_msgs_per_subject, and older ones give way
-    expires unprocessed                         the oldest message is not acknowledged and at 80 % of max_age
-    gone before it was delivered                last_seq − delivered − pending > 0: it expired or was evicted
-    nobody pulls                                messages wait, no pull waits, and nothing is out for acknowledgement
-    paused                                      the consumer is
+warning                                     when
+full                                        bytes at 80 % of max_bytes
+a subject is full                           it holds 80 % of max_msgs_per_subject, and older ones give way
+expires unprocessed                         the oldest message is not acknowledged and at 80 % of max_age
+gone before it was delivered                last_seq − delivered − pending > 0: it expired or was evicted
+nobody pulls                                messages wait, no pull waits, and nothing is out for acknowledgement
+paused                                      the consumer is
 """
 
 from __future__ import annotations

@@ -20,6 +20,37 @@ import msgspec
 from pulse.domain.ledger import PositionSet, position
 
 
+class StreamReading(msgspec.Struct, frozen=True, kw_only=True):
+    """What a stream and its consumer say at one moment; sequences are the stream's own.
+
+    `deleted` are the sequences that are missing between the first and the last.
+    """
+
+    created_ns: int
+    first_seq: int
+    last_seq: int
+    deleted: tuple[int, ...]
+    delivered_seq: int
+    ack_pending: int
+
+
+class EpochRecord(msgspec.Struct, frozen=True):
+    """One making of a stream, with the last sequence that was seen of it."""
+
+    epoch: int
+    created_ns: int
+    first_seq: int
+    last_seq: int
+
+
+class Settled(msgspec.Struct, frozen=True):
+    """All that the ledger knows of one epoch; `rows` is how many rows of telemetry it says were written."""
+
+    positions: PositionSet
+    dead: PositionSet
+    rows: int
+
+
 class StreamFacts(msgspec.Struct, frozen=True, kw_only=True):
     """What is known of one making of a stream; sequences are the stream's own.
 

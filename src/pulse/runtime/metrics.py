@@ -9,7 +9,7 @@ Labels are of a bounded set, never an id: tenants and devices would make a serie
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
 from typing import Literal, NamedTuple
 
@@ -171,9 +171,9 @@ class RegistryMetrics:
         self._devices = _gauge(registry, "pulse_registry_devices")
         self._repairs = _counter(registry, "pulse_registry_repairs_total")
 
-    def devices(self, count: int) -> None:
-        """This process holds `count` devices."""
-        self._devices.set(count)
+    def watch(self, devices: Callable[[], int]) -> None:
+        """`devices` says how many this process holds; asked whenever the metrics are read."""
+        self._devices.set_function(devices)
 
     def repaired(self, count: int) -> None:
         """`count` entries of the projection differed from PostgreSQL and were written again."""

@@ -62,8 +62,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     # gateway
     gateway_host: Text = "127.0.0.1"
     gateway_port: Port = 8080
-    body_timeout_s: Seconds = 10.0
-    """How long a request may take to send its body."""
+    gateway_request_s_max: Seconds = 30.0
+    """How long a request may take to arrive."""
     gateway_connections_max: Count = 10_000
     """Beyond it every request is told 503."""
     gateway_keep_alive_s: Count = 75

@@ -7,19 +7,8 @@ from typing import Protocol
 
 import msgspec
 
-from pulse.domain.audit import StreamAudit, StreamFacts, audit
+from pulse.domain.audit import EpochRecord, Settled, StreamAudit, StreamFacts, StreamReading, audit
 from pulse.domain.ledger import PositionSet, position, sequence_of
-
-
-class StreamReading(msgspec.Struct, frozen=True, kw_only=True):
-    """What a stream and its consumer say at one moment; sequences are the stream's own."""
-
-    created_ns: int
-    first_seq: int
-    last_seq: int
-    deleted: Sequence[int]
-    delivered_seq: int
-    ack_pending: int
 
 
 class StreamReader(Protocol):
@@ -29,36 +18,17 @@ class StreamReader(Protocol):
         """What it says now."""
 
 
-class EpochRecord(Protocol):
-    """One making of a stream, as the database knows it."""
-
-    @property
-    def epoch(self) -> int: ...
-    @property
-    def created_ns(self) -> int: ...
-    @property
-    def first_seq(self) -> int: ...
-    @property
-    def last_seq(self) -> int: ...
-
-
-class Settled(Protocol):
-    """What the ledger says of one epoch."""
-
-    @property
-    def positions(self) -> PositionSet: ...
-    @property
-    def dead(self) -> PositionSet: ...
-    @property
-    def rows(self) -> int: ...
-
-
 class Ledger(Protocol):
     """The ledger; raises Outage where the database is away."""
 
-    async def epochs(self, stream: str) -> Sequence[EpochRecord]: ...
-    async def settled(self, epoch: int) -> Settled: ...
-    async def count_rows(self, epoch: int) -> tuple[int, int]: ...
+    async def epochs(self, stream: str) -> Sequence[EpochRecord]:
+        """Every making of `stream` that a worker has met, oldest first."""
+
+    async def settled(self, epoch: int) -> Settled:
+        """What is settled of `epoch`."""
+
+    async def count_rows(self, epoch: int) -> tuple[int, int]:
+        """Rows of telemetry of `epoch`, and how many positions they have."""
 
 
 class RowCheck(msgspec.Struct, frozen=True, kw_only=True):

@@ -258,10 +258,9 @@ def _blocked_by(other: str, theirs: list[str], change: Change, mine: list[str]) 
         name=change.name,
         differences=change.differences,
         reason=f"its subjects overlap with those of the stream {other} ({', '.join(theirs)})",
-        way_out=(
-            f"nats stream edit {other} {flags} --force" if rest else f"nats stream rm {other} --force",
-            "pulse streams apply",
-        ),
+        way_out=(f"nats stream edit {other} {flags} --force", "pulse streams apply")
+        if rest
+        else _make_stream_anew(other),
     )
 
 

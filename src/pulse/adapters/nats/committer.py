@@ -30,7 +30,7 @@ from nats.aio.subscription import Subscription
 
 from pulse.adapters.nats.connection import PulseClient
 from pulse.adapters.nats.errors import IS_IT_RUNNING, SYSTEM
-from pulse.adapters.nats.flights import Flight, Flights
+from pulse.adapters.nats.flights import NO_PUBACK, NO_STREAM, Flight, Flights
 from pulse.adapters.nats.publication import Pending, Publication, batch_frames, check_names, plain_frame
 from pulse.domain.batching import Ack, Lane, Verdict, judge, sequences
 from pulse.domain.errors import Outage, Overloaded, Reason, Refusal
@@ -42,8 +42,6 @@ TICK_S = 0.05
 """How often deadlines, lost answers and a new connection are looked for; no message waits for it on its way."""
 
 NO_RESPONDERS = "503"
-NO_STREAM = "no stream answers for the subject"
-NO_PUBACK = "the answer is no PubAck"
 
 
 class GroupCommitter:
@@ -163,7 +161,8 @@ class GroupCommitter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stop.set()
-        await self._tasks.__aexit__(kind, error, trace)
+        cancelled = kind is asyncio.CancelledError  # any other error is the caller's own: it is not to come in a group
+        await self._tasks.__aexit__(*((kind, error, trace) if cancelled else (None, None, None)))
 
     async def _open(self) -> None:
         if self._subscription is None:
@@ -282,7 +281,9 @@ class GroupCommitter:
                     break
                 overdue.append(message)
             if overdue:
-                why = self._client.denied_since(time.monotonic() - self._timeout_s) or self._flights.trouble_of(lane)
+                why = self._client.denied_since(time.monotonic() - 2 * self._timeout_s) or self._flights.trouble_of(
+                    lane
+                )
                 self._pending.fail(lane, overdue, partial(self._outage, f"JetStream did not answer in time: {why}"))
 
     def _refuse_oversized(self) -> None:

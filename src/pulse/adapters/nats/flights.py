@@ -14,6 +14,8 @@ BATCHES_AGAIN_S = 30.0
 """After so long a stream that took no batches is tried again: an operator can switch them on at any time."""
 
 NO_ANSWER = "no answer came"
+NO_PUBACK = "the answer is no PubAck"
+NO_STREAM = "no stream answers for the subject"
 CONNECTION_LOST = "the connection was lost"
 
 

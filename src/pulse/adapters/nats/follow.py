@@ -80,16 +80,17 @@ class Following:
 
         Raises Interrupted.
         """
-        try:
-            async with asyncio.timeout(SILENCE_S_MAX):
-                first = await self._queue.get()
-        except TimeoutError as error:
-            raise Interrupted("no heartbeat") from error
         messages: list[Message] = []
-        idle = await self._take(first, messages)
-        while not self._queue.empty() and len(messages) < READ_MAX:
-            idle = await self._take(self._queue.get_nowait(), messages)
-        return messages if messages or idle else await self.read()
+        idle = False
+        while not messages and not idle:
+            try:
+                async with asyncio.timeout(SILENCE_S_MAX):
+                    idle = await self._take(await self._queue.get(), messages)
+            except TimeoutError as error:
+                raise Interrupted("no heartbeat") from error
+            while not self._queue.empty() and len(messages) < READ_MAX:
+                idle = await self._take(self._queue.get_nowait(), messages)
+        return messages
 
     async def _take(self, message: Msg, messages: list[Message]) -> bool:
         """Append what `message` is; whether it is a heartbeat that says that nothing waits."""

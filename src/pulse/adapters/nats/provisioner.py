@@ -24,6 +24,8 @@ from pulse.topology.declared import Declared, StreamConfig
 from pulse.topology.plan import Change, Plan, make_plan
 
 VERIFY_INTERVAL_S = 0.1
+VERIFY_S_MAX = 20.0
+"""A stream that gets replicas, or moves, has no leader for some seconds."""
 
 
 class _ApiLevel(msgspec.Struct, frozen=True):
@@ -54,11 +56,14 @@ class _Anything(msgspec.Struct, frozen=True):
 
 
 class Provisioner:
-    """Reads, plans and applies on one account; `timeout_s` bounds each call and the final check."""
+    """Reads, plans and applies on one account; `timeout_s` bounds each call, `verify_s_max` the check at the end."""
 
-    def __init__(self, client: PulseClient, *, timeout_s: float = jetstream.TIMEOUT_S) -> None:
+    def __init__(
+        self, client: PulseClient, *, timeout_s: float = jetstream.TIMEOUT_S, verify_s_max: float = VERIFY_S_MAX
+    ) -> None:
         self._client = client
         self._timeout_s = timeout_s
+        self._verify_s_max = verify_s_max
 
     async def plan(self, declared: Declared) -> Plan:
         """What `apply` would do; nothing is changed. Raises as `read_actual` does."""
@@ -111,16 +116,21 @@ class Provisioner:
                 raise
 
     async def _verify(self, declared: Declared) -> None:
-        deadline = time.monotonic() + self._timeout_s
+        deadline = time.monotonic() + self._verify_s_max
         while True:
-            left = await self.plan(declared)
-            if not left.changes:
-                return
-            if time.monotonic() >= deadline:
-                names = ", ".join(change.target for change in left.changes)
-                raise CheckFailed(
-                    f"applied, but the server still differs: {names}", hint="`pulse streams plan` shows how"
-                )
+            try:
+                left = (await self.plan(declared)).changes
+                if not left:
+                    return
+            except Outage:
+                if time.monotonic() >= deadline:
+                    raise
+            else:
+                if time.monotonic() >= deadline:
+                    names = ", ".join(change.target for change in left)
+                    raise CheckFailed(
+                        f"applied, but this still differs: {names}", hint="`pulse streams plan` shows how"
+                    )
             await asyncio.sleep(VERIFY_INTERVAL_S)
 
     async def _streams(self, declared: Declared) -> AsyncIterator[StreamAnswer]:

@@ -28,13 +28,15 @@ class StreamState:
     """A stream at one moment; times in nanoseconds since 1970.
 
     `created_ns` names this making of the stream: one that was removed and made anew counts from 1 again under another
-    `created_ns`. `first_seq` to `last_seq` less `deleted_count` are there; `last_seq + 1 == first_seq` is empty.
+    `created_ns`. `first_seq` to `last_seq` less `deleted_count` are there. Empty: `first_seq == last_seq + 1`,
+    or both 0 where there never was a message.
     """
 
     name: str
     created: str
     created_ns: int
     now_ns: int
+    replicas: int
     messages: int
     bytes: int
     first_seq: int
@@ -97,6 +99,7 @@ def state_of(answer: StreamAnswer, *, with_deleted: bool = False) -> StreamState
         created=answer.created,
         created_ns=time_ns(answer.created),
         now_ns=time_ns(answer.ts),
+        replicas=int(str(answer.config["num_replicas"])),
         messages=state.messages,
         bytes=state.bytes,
         first_seq=state.first_seq,
@@ -132,6 +135,18 @@ async def survey(client: Client, name: str, *, timeout_s: float = jetstream.TIME
         subject_messages=stream.state.subjects,
         consumers=tuple(consumers),
     )
+
+
+async def consumer_state(
+    client: Client, stream: str, consumer: str, *, timeout_s: float = jetstream.TIMEOUT_S
+) -> ConsumerState:
+    """The state of one consumer. Raises ConfigurationError where there is none, Outage where NATS is away."""
+    doing = f"cannot read the state of consumer {consumer} of {stream}"
+    with mapped(doing):
+        answer = await jetstream.request(
+            client, f"CONSUMER.INFO.{stream}.{consumer}", {}, ConsumerAnswer, doing=doing, timeout_s=timeout_s
+        )
+    return _consumer_state(answer)
 
 
 async def subject_messages(client: Client, name: str, *, timeout_s: float = jetstream.TIMEOUT_S) -> dict[str, int]:

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from datetime import date
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from pulse.adapters.postgres.pool import transaction
+from pulse.domain.audit import EpochRecord, Settled
 from pulse.domain.ledger import SEQUENCE_BITS, PositionSet
 
 if TYPE_CHECKING:
@@ -17,6 +16,17 @@ if TYPE_CHECKING:
 SELECT_EPOCHS = """
     SELECT epoch, created_ns, first_seq, last_seq FROM stream_epochs WHERE stream = $1 ORDER BY epoch
 """
+RECORD_EPOCH = """
+    WITH known AS (SELECT epoch FROM stream_epochs WHERE stream = $1 AND created_ns = $2),
+    made AS (
+        INSERT INTO stream_epochs (epoch, stream, created_ns)
+        SELECT coalesce((SELECT max(epoch) FROM stream_epochs), 0) + 1, $1, $2
+        WHERE NOT EXISTS (SELECT FROM known)
+        RETURNING epoch
+    )
+    SELECT epoch FROM known UNION ALL SELECT epoch FROM made
+"""
+LOCK_EPOCHS = "LOCK TABLE stream_epochs IN SHARE ROW EXCLUSIVE MODE"
 OBSERVE_EPOCH = """
     UPDATE stream_epochs SET last_seq = $3, seen_at = now() WHERE stream = $1 AND created_ns = $2 AND last_seq < $3
 """
@@ -46,21 +56,11 @@ MERGE_AGE_S = 60.0
 """Younger rows stay apart, so that a merge hardly ever waits for a worker, or a worker for a merge."""
 
 
-class EpochRecord(msgspec.Struct, frozen=True):
-    """One making of a stream, with the last sequence that was seen of it."""
-
-    epoch: int
-    created_ns: int
-    first_seq: int
-    last_seq: int
-
-
-class Settled(msgspec.Struct, frozen=True):
-    """All that the ledger knows of one epoch; `rows` is how many rows of telemetry it says were written."""
-
-    positions: PositionSet
-    dead: PositionSet
-    rows: int
+async def record_epoch(pool: Pool, stream: str, created_ns: int) -> int:
+    """The number of the making of `stream` at `created_ns`, recorded where it is new. Raises Outage."""
+    async with transaction(pool) as connection:
+        await connection.execute(LOCK_EPOCHS)
+        return int(await connection.fetchval(RECORD_EPOCH, stream, created_ns))
 
 
 class LedgerReader:
@@ -76,6 +76,7 @@ class LedgerReader:
 
     async def observe(self, stream: str, created_ns: int, last_seq: int) -> None:
         """Note how far a making of `stream` has come, for the day when it is gone."""
+        await record_epoch(self._pool, stream, created_ns)
         async with transaction(self._pool) as connection:
             await connection.execute(OBSERVE_EPOCH, stream, created_ns, last_seq)
 

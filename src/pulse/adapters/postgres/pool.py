@@ -1,8 +1,7 @@
 """Connections to PostgreSQL, straight or through PgBouncer in transaction mode.
 
-Invariant: nothing relies on a session. There are no named prepared statements, no session settings, no LISTEN, no
-session lock; and each statement runs inside a transaction (`transaction`), because asyncpg parses and executes in two
-round trips, between which a bouncer may change the server connection of anything that is not in one.
+Invariant: nothing relies on a session. There are no named prepared statements (`statement_cache_size=0`), no session
+settings, no LISTEN, no session lock; what belongs together is in one `transaction`.
 """
 
 from __future__ import annotations

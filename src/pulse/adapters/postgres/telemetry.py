@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import asyncpg
 
 from pulse.adapters.postgres.errors import Fault, classify
+from pulse.adapters.postgres.ledger import record_epoch
 from pulse.adapters.postgres.pool import transaction
 from pulse.domain.errors import Outage, Reason, Refusal
 from pulse.domain.ledger import PositionSet
@@ -48,17 +49,6 @@ UPSERT_DEVICE_STATE = """
     ON CONFLICT (tenant_id, device_id) DO UPDATE SET last_seen = excluded.last_seen
     WHERE device_state.last_seen < excluded.last_seen
 """
-RECORD_EPOCH = """
-    WITH known AS (SELECT epoch FROM stream_epochs WHERE stream = $1 AND created_ns = $2),
-    made AS (
-        INSERT INTO stream_epochs (epoch, stream, created_ns)
-        SELECT coalesce((SELECT max(epoch) FROM stream_epochs), 0) + 1, $1, $2
-        WHERE NOT EXISTS (SELECT FROM known)
-        RETURNING epoch
-    )
-    SELECT epoch FROM known UNION ALL SELECT epoch FROM made
-"""
-LOCK_EPOCHS = "LOCK TABLE stream_epochs IN SHARE ROW EXCLUSIVE MODE"
 RACES_MAX = 20
 """How often another worker may settle part of the same batch in between; each time there is less left to write."""
 
@@ -74,9 +64,7 @@ class TelemetryStore:
 
     async def epoch(self, created_ns: int) -> int:
         """The number of the making of the stream at `created_ns`, recorded where it is new. Raises Outage."""
-        async with transaction(self._pool) as connection:
-            await connection.execute(LOCK_EPOCHS)
-            return int(await connection.fetchval(RECORD_EPOCH, self._stream, created_ns))
+        return await record_epoch(self._pool, self._stream, created_ns)
 
     async def settle(self, settlement: Settlement) -> PositionSet:
         """Write `settlement`, all or nothing; returns the positions that others had settled, which are left out.

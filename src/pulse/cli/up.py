@@ -1,0 +1,191 @@
+"""`pulse up`: the whole of Pulse on one machine, with nats-server and PostgreSQL as children.
+
+    stage 1   nats-server, PostgreSQL              then topology and migrations, from here
+    stage 2   ingest, maintenance                  a process each
+    stage 3   gateway                              last in, first out: nothing is accepted that nobody would store
+
+Each is restarted when it dies; all end with this process, however it ends.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+import msgspec
+from rich.console import Console
+
+from pulse.adapters.embedded.data_folder import DataFolder
+from pulse.adapters.embedded.nats_server import NatsServer
+from pulse.adapters.embedded.ports import NeededPort, check_ports
+from pulse.adapters.embedded.postgres_server import PostgresServer
+from pulse.adapters.embedded.process import ManagedProcess
+from pulse.adapters.embedded.supervisor import Supervisor
+from pulse.app import Role
+from pulse.cli.context import Context
+from pulse.cli.demo import DEMO_DEVICE, DEMO_TENANT, prepare
+from pulse.runtime.logging import configure_logging
+from pulse.runtime.settings import Settings
+
+STOP_S_MAX = 4.8
+"""Everything ends within five seconds of Ctrl-C."""
+PROBE_TIMEOUT_S = 1.0
+
+ENVIRONMENT_BY_OWN_NAME = {"nats_url": "NATS_URL", "database_url": "DATABASE_URL"}
+
+
+@click.command()
+@click.option("--gateway-port", type=click.IntRange(1, 65535), help="Where devices send; default 8080.")
+@click.pass_obj
+def up(context: Context, gateway_port: int | None) -> None:
+    """Start everything on this machine, and stop it on Ctrl-C.
+
+    The data are in .pulse, or in --data-dir, and are found again at the next start.
+    """
+    settings = context.settings(gateway_port=gateway_port)
+    console = Console(stderr=True, highlight=False)
+    configure_logging(level="warning", log_format=settings.log_format, role="up")
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: stop.set())
+    with DataFolder(Path(settings.data_dir)) as folder:
+        check_ports(_ports(settings))
+        secrets = folder.secrets()
+        nats = NatsServer(
+            folder.nats,
+            port=settings.embedded_nats_port,
+            monitor_port=settings.embedded_nats_monitor_port,
+            password=secrets.nats_password,
+            log_dir=folder.log,
+        )
+        postgres = PostgresServer(
+            folder.postgres,
+            port=settings.embedded_postgres_port,
+            password=secrets.postgresql_password,
+            superuser_password=secrets.postgresql_superuser_password,
+            log_dir=folder.log,
+            pg_bin=settings.pg_bin,
+        )
+        settings = msgspec.structs.replace(
+            settings, nats_url=nats.url, database_url=postgres.url, data_dir=str(folder.path)
+        )
+        with Supervisor(stop_s_max=STOP_S_MAX) as supervisor:
+            with _step(console, "nats-server and PostgreSQL"):
+                supervisor.start(nats, postgres)
+            with _step(console, "streams, schema and demo tenant"):
+                demo_token = prepare(settings, folder.path)
+            folder.write_instance(nats_url=nats.url, database_url=postgres.url)
+            roles = _roles(settings, folder)
+            with _step(console, "ingest and maintenance"):
+                supervisor.start(roles[Role.INGEST], roles[Role.MAINTENANCE])
+            with _step(console, "gateway"):
+                supervisor.start(roles[Role.GATEWAY])
+            _print_ready(settings, folder, nats, demo_token)
+            supervisor.wait(stop)
+            folder.remove_instance()
+            console.print("stopping …", style="dim")
+    console.print("stopped; the data are kept", style="dim")
+
+
+def _health_port(settings: Settings, role: Role) -> int:
+    return settings.health_port + list(Role).index(role)
+
+
+def _ports(settings: Settings) -> Iterator[NeededPort]:
+    yield NeededPort(purpose="nats-server", number=settings.embedded_nats_port, setting="embedded_nats_port")
+    yield NeededPort(
+        purpose="NATS monitoring", number=settings.embedded_nats_monitor_port, setting="embedded_nats_monitor_port"
+    )
+    yield NeededPort(purpose="PostgreSQL", number=settings.embedded_postgres_port, setting="embedded_postgres_port")
+    yield NeededPort(
+        purpose="the gateway", number=settings.gateway_port, setting="gateway_port", host=settings.gateway_host
+    )
+    for role in Role:
+        number = _health_port(settings, role)
+        yield NeededPort(
+            purpose=f"the health of {role}", number=number, setting="health_port", host=settings.health_host
+        )
+
+
+def _roles(settings: Settings, folder: DataFolder) -> dict[Role, ManagedProcess]:
+    return {
+        role: ManagedProcess(
+            role,
+            [sys.executable, "-m", "pulse", "serve", role],
+            log_path=folder.log / f"{role}.log",
+            ready=_answers(f"http://{settings.health_host}:{_health_port(settings, role)}/readyz"),
+            environment=_environment(settings, role),
+            orphan_signal=signal.SIGTERM,
+        )
+        for role in Role
+    }
+
+
+def _environment(settings: Settings, role: Role) -> dict[str, str]:
+    """Every setting as this process has it, so that a child decides nothing anew."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("PULSE_")}
+    for name, value in msgspec.structs.asdict(settings).items():
+        environment[ENVIRONMENT_BY_OWN_NAME.get(name, f"PULSE_{name.upper()}")] = str(value)
+    environment["PULSE_HEALTH_PORT"] = str(_health_port(settings, role))
+    return environment
+
+
+def _answers(url: str) -> Callable[[], bool]:
+    def ready() -> bool:
+        try:
+            with urllib.request.urlopen(url, timeout=PROBE_TIMEOUT_S) as answer:  # noqa: S310 - our own http URL
+                return bool(answer.status == 200)
+        except (urllib.error.URLError, OSError):
+            return False
+
+    return ready
+
+
+@contextmanager
+def _step(console: Console, what: str) -> Iterator[None]:
+    """Say what is being started, and how long it took."""
+    started = time.monotonic()
+    if console.is_terminal:
+        with console.status(f"starting {what} …"):
+            yield
+    else:
+        yield
+    console.print(f"[green]✓[/green] {what} [dim]{time.monotonic() - started:.1f} s[/dim]")
+
+
+def _print_ready(settings: Settings, folder: DataFolder, nats: NatsServer, demo_token: str | None) -> None:
+    gateway = f"http://{settings.gateway_host}:{settings.gateway_port}"
+    click.echo(
+        f"""
+Pulse is up.  Ctrl-C stops it.
+
+  gateway      {gateway}   (/livez /readyz /metrics)
+  NATS         nats://127.0.0.1:{nats.port}   monitoring {nats.monitor_url}
+  PostgreSQL   postgresql://127.0.0.1:{settings.embedded_postgres_port}/pulse
+  data, logs   {folder.path}
+  credentials  {folder.path / "instance.toml"}
+"""
+    )
+    if demo_token is None:
+        click.echo("Make a device with `pulse device add TENANT_ID DEVICE_ID`; it prints a token and a curl.\n")
+    else:
+        click.echo(
+            f"""Send a reading:
+
+  curl -i {gateway}/ingest/v1/tenant/{DEMO_TENANT}/device/{DEMO_DEVICE}/telemetry \\
+    -H 'Authorization: Bearer {demo_token}' \\
+    -H 'Content-Type: application/json' \\
+    -d '{{"metrics":{{"temperature":21.5,"door":"closed"}}}}'
+
+See it arrive with `pulse tail`, make load with `pulse simulate`, prove that nothing is lost with `pulse audit`.
+"""
+        )
