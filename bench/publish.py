@@ -7,7 +7,8 @@ every round, so that whatever else the machine does falls on all of them; the ta
 
     plain      nats-py's `js.publish()` with a message id, the server answers after the fsync of that message
     group      GroupCommitter
-    repeats    GroupCommitter, where one publish in a hundred repeats an id that the stream has already
+    repeats    GroupCommitter, where one publish in a hundred repeats an id that it has stored before
+    strangers  GroupCommitter, where one publish in a thousand repeats an id that another process has stored
     frames     batches of 1000 that were put together beforehand, four on their way: what the server takes at most
 """
 
@@ -39,11 +40,12 @@ from pulse.adapters.embedded.nats_server import NatsServer
 from pulse.adapters.nats.committer import GroupCommitter
 from pulse.adapters.nats.connection import PulseClient, connection
 from pulse.adapters.nats.publication import Publication, batch_frames
+from pulse.domain.batching import Limits
 from pulse.topology.declared import load
 
 SUBJECT = "telemetry.bench"
 STREAMS = {"telemetry": "TELEMETRY"}
-REPEAT_EVERY = 100
+REPEAT_EVERY, STRANGER_EVERY, STRANGERS = 100, 1000, 200
 FRAMES_BATCH, FRAMES_IN_FLIGHT = 1000, 4
 FSYNC_TRIES = 200
 
@@ -124,6 +126,22 @@ def with_repeats(committer: GroupCommitter, body: bytes) -> Publish:
     return publish
 
 
+async def with_strangers(client: PulseClient, committer: GroupCommitter, body: bytes) -> Publish:
+    """Every thousandth publish has an id of which only the stream knows; when they are used up, there are no more."""
+    name = secrets.token_hex(4)
+    strangers = [f"{name}-{number}" for number in range(STRANGERS)]
+    store = plain(client, body)
+    await asyncio.gather(*(store(stranger) for stranger in strangers))
+    numbers = itertools.count(1)
+
+    def publish(message_id: str) -> Awaitable[object]:
+        if next(numbers) % STRANGER_EVERY == 0 and strangers:
+            message_id = strangers.pop()
+        return committer.submit(SUBJECT, body, message_id=message_id)
+
+    return publish
+
+
 async def send_frames(client: PulseClient, body: bytes, *, seconds: float) -> Turn:
     """Batches that cost this process nothing but the write; made in rounds of ten outside the clock."""
     inbox = client.new_inbox()
@@ -199,7 +217,7 @@ async def stream(folder: Path) -> AsyncIterator[PulseClient]:
 
 
 async def measure(
-    folder: Path, *, callers: Sequence[int], rounds: int, seconds: float, body_bytes: int, options: dict[str, Any]
+    folder: Path, *, callers: Sequence[int], rounds: int, seconds: float, body_bytes: int, options: dict[str, int]
 ) -> tuple[list[Turn], list[float]]:
     """All turns, and the time of an fsync before each round."""
     turns: list[Turn] = []
@@ -207,7 +225,9 @@ async def measure(
     body = secrets.token_bytes(body_bytes)
     async with (
         stream(folder) as client,
-        GroupCommitter(client, streams=STREAMS, timeout_s=60.0, attempt_timeout_s=30.0, **options) as committer,
+        GroupCommitter(
+            client, streams=STREAMS, timeout_s=60.0, attempt_timeout_s=30.0, limits=Limits(**options)
+        ) as committer,
     ):
         ways = {
             "plain": plain(client, body),
@@ -216,11 +236,13 @@ async def measure(
         }
         for round_ in range(rounds + 1):
             fsyncs.append(fsync_us(folder))
-            taken = [
-                await take_turn(way, publish, callers=count, seconds=seconds if round_ else seconds / 4)
-                for count in callers
-                for way, publish in ways.items()
-            ]
+            taken = []
+            for count in callers:
+                ways["strangers"] = await with_strangers(client, committer, body)
+                for way, publish in ways.items():
+                    taken.append(
+                        await take_turn(way, publish, callers=count, seconds=seconds if round_ else seconds / 4)
+                    )
             taken.append(await send_frames(client, body, seconds=seconds))
             if round_:  # the one before is the warm-up
                 turns += taken
@@ -271,7 +293,7 @@ def summary(turns: list[Turn]) -> list[dict[str, Any]]:
 
 def print_table(rows: list[dict[str, Any]], lines: list[str]) -> None:
     table = Table(title="Fsynced publishes, nats-server with sync_interval: always")
-    for name in ("callers", "way", "msg/s", "least", "most", "× plain", "p50 ms", "p99 ms", "client CPU µs/msg"):
+    for name in ("callers", "way", "msg/s", "least", "most", "× plain", "p50 ms", "p99 ms", "client CPU µs"):
         table.add_column(name, justify="left" if name == "way" else "right")
     for row in rows:
         has_callers = bool(row["callers"])
@@ -285,9 +307,9 @@ def print_table(rows: list[dict[str, Any]], lines: list[str]) -> None:
             f"{row['p50_ms']:.1f}" if has_callers else "",
             f"{row['p99_ms']:.1f}" if has_callers else "",
             f"{row['cpu_us']:.1f}" if has_callers else "",
-            end_section=row["way"] == "repeats",
+            end_section=row["way"] == "strangers",
         )
-    console = Console()
+    console = Console(width=max(110, Console().width))
     console.print(table)
     for line in lines:
         console.print(line, highlight=False)
@@ -299,9 +321,11 @@ def print_table(rows: list[dict[str, Any]], lines: list[str]) -> None:
 @click.option("--seconds", default=1.0, show_default=True, help="Of one turn.")
 @click.option("--body-bytes", default=250, show_default=True)
 @click.option("--folder", type=click.Path(path_type=Path), help="Where the stream is stored: a real disk.")
-@click.option("--option", "options", multiple=True, help="name=number for GroupCommitter, as in batch_max=500.")
+@click.option(
+    "--option", "options", multiple=True, help="name=number of a limit of GroupCommitter, as in batch_max=500."
+)
 @click.option("--json", "as_json", is_flag=True)
-def main(
+def main(  # noqa: PLR0917 - click passes them by name
     callers: str,
     rounds: int,
     seconds: float,

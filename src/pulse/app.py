@@ -239,13 +239,14 @@ async def _maintenance(process: Process) -> list[Service]:
     async def registry() -> None:
         repairs.repaired((await reconciler.reconcile_once()).total)
 
-    chores: dict[str, Chore] = {
-        "partitions": partitions,
-        "epochs": epochs,
-        "ledger": ledger.merge,
-        "registry": registry,
-    }
-    return [Maintenance(chores=chores, interval_s=settings.maintenance_interval_s)]
+    often_s, seldom_s = settings.maintenance_interval_s, settings.reconcile_interval_s
+    chores = [
+        Chore(name="partitions", run=partitions, interval_s=often_s),
+        Chore(name="epochs", run=epochs, interval_s=often_s),
+        Chore(name="ledger", run=ledger.merge, interval_s=often_s),
+        Chore(name="registry", run=registry, interval_s=seldom_s),
+    ]
+    return [Maintenance(chores=chores)]
 
 
 _BUILD = {Role.GATEWAY: _gateway, Role.INGEST: _ingest, Role.MAINTENANCE: _maintenance}

@@ -39,10 +39,21 @@ def pulse(*arguments: str, folder: Path, **variables: str) -> subprocess.Complet
     )
 
 
+def heed_ctrl_c() -> None:
+    """A shell's background job ignores SIGINT and leaves that to its children: so would this, started from one."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @contextmanager
 def process(*command: str, folder: Path, **variables: str) -> Iterator[subprocess.Popen[str]]:
     running = subprocess.Popen(
-        command, cwd=folder, env=environment(**variables), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        cwd=folder,
+        env=environment(**variables),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=heed_ctrl_c,  # noqa: PLW1509 - no threads here
     )
     try:
         yield running

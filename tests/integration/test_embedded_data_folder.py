@@ -18,7 +18,6 @@ from pulse.domain.errors import ConfigurationError
 from pulse.runtime.settings import load
 
 LIMIT_S = 30.0
-ROOT = Path(__file__).parents[2]
 
 UP = """
 import sys, time
@@ -56,7 +55,7 @@ def up() -> Iterator[Callable[[Path], subprocess.Popen[str]]]:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         )
         parents.append(parent)
         assert parent.stdout is not None

@@ -16,12 +16,11 @@ import pytest
 from pulse.adapters.embedded import postgres_binaries, postgres_server
 from pulse.adapters.embedded.leftovers import processes_in
 from pulse.adapters.embedded.postgres_server import PostgresServer
-from pulse.adapters.embedded.process import wait_until
+from pulse.adapters.embedded.process import ManagedProcess, wait_until
 from pulse.adapters.embedded.supervisor import Backoff, Supervisor
 from pulse.domain.errors import ConfigurationError
 
 LIMIT_S = 30.0
-ROOT = Path(__file__).parents[2]
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="what root does so that PostgreSQL does not run as root")
 
 PARENT = """
@@ -144,7 +143,7 @@ def test_a_run_that_was_killed_while_it_made_the_cluster_is_repaired(
     folder = scratch / "postgres"
     with subprocess.Popen(
         [sys.executable, "-c", PARENT, str(folder), str(free_port)],
-        env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     ) as parent:
         assert wait_until((folder / "data.new" / "PG_VERSION").exists, limit_s=LIMIT_S)
         parent.kill()
@@ -155,13 +154,22 @@ def test_a_run_that_was_killed_while_it_made_the_cluster_is_repaired(
     assert not (folder / "data.new").exists()
 
 
-def test_a_pid_file_whose_pid_is_somebody_elses_now_is_stale(own: PostgresServer) -> None:
+def test_a_pid_file_whose_pid_is_somebody_elses_now_is_stale(own: PostgresServer, scratch: Path) -> None:
+    """Somebody of the same user: PostgreSQL itself would take him for the server and refuse to start."""
     own.kill()
-    pid_file = own.cluster_path / "postmaster.pid"
-    lines = pid_file.read_text().splitlines()
-    pid_file.write_text("\n".join([str(os.getppid()), *lines[1:]]) + "\n")
-    own.start()
-    assert own.alive
+    user = postgres_binaries.user_instead_of_root(own.cluster_path)
+    stranger = ManagedProcess("stranger", ["/bin/sleep", "600"], log_path=scratch / "stranger.log", run_as=user)
+    stranger.start()
+    try:
+        assert wait_until(lambda: psutil.Process(stranger.pid).name() == "sleep", limit_s=LIMIT_S)
+        pid_file = own.cluster_path / "postmaster.pid"
+        lines = pid_file.read_text().splitlines()
+        pid_file.write_text("\n".join([str(stranger.pid), *lines[1:]]) + "\n")
+        own.start()
+        assert own.alive
+        assert stranger.alive
+    finally:
+        stranger.kill()
 
 
 def test_a_folder_that_is_being_served_is_refused(

@@ -13,14 +13,13 @@ import psutil  # type: ignore[import-untyped]
 import pytest
 
 from pulse.adapters.embedded import process as process_module
-from pulse.adapters.embedded.process import LAUNCH_SCRIPT, ManagedProcess, RunAs, wait_until
+from pulse.adapters.embedded.process import LAUNCH_SCRIPT, ManagedProcess, wait_until
 from pulse.adapters.embedded.rotated_log import RotatedLog
 from pulse.adapters.embedded.supervisor import Backoff, Supervisor
 from pulse.domain.errors import ConfigurationError, Outage
 
 LIMIT_S = 20.0
 SHELL = "/bin/sh"
-ROOT = Path(__file__).parents[2]
 
 PARENT = """
 import sys, time
@@ -101,6 +100,13 @@ def test_a_missing_program_is_a_configuration_error(scratch: Path) -> None:
         process.start()
 
 
+def test_a_log_that_cannot_be_written_is_a_configuration_error(scratch: Path, started: list[ManagedProcess]) -> None:
+    (scratch / "script.log").mkdir()
+    process = shell("sleep 600", scratch, started)
+    with pytest.raises(ConfigurationError, match=r"script\.log"):
+        process.start()
+
+
 def test_it_can_be_started_again(scratch: Path, started: list[ManagedProcess]) -> None:
     process = shell("sleep 600", scratch, started)
     process.start()
@@ -160,11 +166,14 @@ def test_a_child_inherits_neither_ignored_signals_nor_an_open_umask(
 
 def test_a_child_outlives_the_thread_that_started_it(scratch: Path, started: list[ManagedProcess]) -> None:
     """The kernel ties the death signal to the thread that forked."""
-    process = shell("trap 'echo still here' USR1; echo up; while :; do sleep 0.02; done", scratch, started)
+
+    def is_up() -> bool:
+        return "up" in process.tail
+
+    process = shell("trap 'echo still here' USR1; echo up; while :; do sleep 0.02; done", scratch, started, ready=is_up)
     thread = threading.Thread(target=process.start)
     thread.start()
     thread.join()
-    assert wait_until(lambda: "up" in process.tail, limit_s=LIMIT_S)
     assert process.pid is not None
     os.kill(process.pid, signal.SIGUSR1)
     assert wait_until(lambda: "still here" in process.tail or not process.alive, limit_s=LIMIT_S)
@@ -179,7 +188,7 @@ def test_a_parent_that_is_killed_leaves_no_orphan(scratch: Path, user: str) -> N
     parent = subprocess.Popen(
         [sys.executable, "-c", PARENT, str(scratch), user],
         stdout=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     )
     with parent:
         assert parent.stdout is not None
@@ -205,12 +214,17 @@ def test_a_child_whose_parent_died_before_it_asked_for_the_death_signal_does_not
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may run a child as another user")
-def test_another_user_gets_no_group_of_ours(scratch: Path, started: list[ManagedProcess]) -> None:
-    process = shell("id -u; id -G", scratch, started, run_as=RunAs(uid=65534, gid=65534, name="nobody"))
-    process.start()
-    assert wait_until(lambda: not process.alive, limit_s=LIMIT_S)
-    process.stop(LIMIT_S)
-    assert process.tail.splitlines() == ["65534", "65534"]
+def test_another_user_gets_no_group_of_ours() -> None:
+    launcher = [sys.executable, "-I", "-S", str(LAUNCH_SCRIPT), str(os.getpid()), "9"]
+    result = subprocess.run(
+        [*launcher, "65534", "65534", SHELL, "-c", "id -u; id -G"],
+        extra_groups=[0, 4, 24],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=LIMIT_S,
+    )
+    assert result.stdout.split() == ["65534", "65534"]
 
 
 def test_the_supervisor_restarts_a_process_that_was_killed(scratch: Path, started: list[ManagedProcess]) -> None:

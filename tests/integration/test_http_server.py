@@ -202,6 +202,17 @@ async def test_an_empty_line_after_an_answer_does_not_keep_the_connection_for_ev
 
 
 @as_async
+async def test_a_refusal_never_takes_the_place_of_an_earlier_answer() -> None:
+    app = Answering()
+    app.answer_now.clear()
+    server = service(app, request_s_max=0.05)
+    async with serving(server), connected(server) as (reader, writer):
+        writer.write(GET + b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n123")
+        assert await until_closed(reader) == b""
+        app.answer_now.set()
+
+
+@as_async
 async def test_a_client_that_drips_is_let_go_all_the_same() -> None:
     """Each byte that comes must not grant the request more time."""
     server = service(Answering(), request_s_max=0.2)

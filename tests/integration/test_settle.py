@@ -148,6 +148,13 @@ async def test_two_that_need_the_same_new_day_both_get_it(pool: Pool) -> None:
     assert await stored(pool) == [1, 2, 3, 4, 5, 6]
 
 
+async def test_a_partition_that_was_dropped_is_made_again(pool: Pool, store: TelemetryStore) -> None:
+    await store.settle(settlement([message(1)]))
+    await pool.execute("DROP TABLE telemetry_20261123")
+    await store.settle(settlement([message(2)]))
+    assert await stored(pool) == [2]
+
+
 async def test_a_dead_letter_keeps_the_whole_message_and_settles_its_position(
     pool: Pool, store: TelemetryStore
 ) -> None:

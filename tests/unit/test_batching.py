@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pulse.domain.batching import Ack, AckError, Lane, Request, Verdict, judge, sequences
+from pulse.domain.batching import Ack, AckError, Lane, Limits, Remembered, Request, Verdict, judge, sequences
 
 DUPLICATE = AckError(code=400, err_code=10201, description="atomic publish batch contains duplicate message id")
 DISABLED = AckError(code=400, err_code=10174, description="atomic publish is disabled")
@@ -48,21 +48,8 @@ class Stream:
         return Ack(stream="S", seq=len(self.stored), count=len(ids))
 
 
-def make_lane(
-    *,
-    batch_min: int = 1,
-    batch_max: int = 1000,
-    batch_bytes_max: int = 10**6,
-    batches_in_flight_max: int = 4,
-    alone_in_flight_max: int = 1000,
-) -> Lane[Note]:
-    return Lane(
-        batch_min=batch_min,
-        batch_max=batch_max,
-        batch_bytes_max=batch_bytes_max,
-        batches_in_flight_max=batches_in_flight_max,
-        alone_in_flight_max=alone_in_flight_max,
-    )
+def make_lane(**limits: int) -> Lane[Note]:
+    return Lane(Limits(**({"batch_min": 1, "alone_in_flight_max": 1000} | limits)))
 
 
 def notes(count: int, *, size: int = 1) -> list[Note]:
@@ -83,7 +70,7 @@ def execute(lane: Lane[Note], request: Request[Note], ack: Ack) -> dict[bytes, i
         case Verdict.STORED:
             told = {}
             for note, seq in zip(request.messages, sequences(ack, len(request.messages)), strict=True):
-                lane.settle(note)
+                lane.settle(note, stored=True)
                 told[note.message_id] = seq
             return told
         case Verdict.DIVIDE:
@@ -110,6 +97,7 @@ def execute(lane: Lane[Note], request: Request[Note], ack: Ack) -> dict[bytes, i
             "batch_bytes_max": st.integers(1, 60),
             "batches_in_flight_max": st.integers(1, 3),
             "alone_in_flight_max": st.integers(1, 5),
+            "remembered_max": st.integers(0, 10),
         }
     ),
     stored_before=st.sets(st.integers(0, 40)),
@@ -176,7 +164,7 @@ def test_an_id_that_is_pending_is_handed_back_and_free_again_once_settled() -> N
     assert lane.add(second) is first
     assert request.messages == [first]
     lane.free(request)
-    lane.settle(first)
+    lane.settle(first, stored=False)
     assert lane.add(third) is None
     assert [request.messages for request in take_all(lane)] == [[third]]
 
@@ -228,6 +216,46 @@ def test_a_few_messages_go_as_plain_publishes_at_once_and_more_gather() -> None:
     assert [(len(request.messages), request.alone) for request in take_all(lane)] == [(6, False)]
 
 
+def test_an_id_that_was_seen_stored_goes_alone_and_does_not_refuse_a_batch() -> None:
+    lane = make_lane()
+    stream = Stream()
+    for note in notes(30):
+        lane.add(note)
+    [request] = take_all(lane)
+    execute(lane, request, stream.store(request))
+    for number in range(20, 50):
+        lane.add(Note(number, b"%d" % number))
+    alone = take_all(lane)
+    assert sorted(len(request.messages) for request in alone) == [1] * 10 + [20]
+    for request in alone:
+        execute(lane, request, stream.store(request))
+    assert len(stream.stored) == 50
+
+
+def test_an_id_whose_fate_is_unknown_is_not_taken_for_stored() -> None:
+    """After an outage thousands come back; what was not stored is to travel in batches."""
+    lane = make_lane()
+    for note in notes(30):
+        lane.add(note)
+    [request] = take_all(lane)
+    lane.free(request)
+    for note in request.messages:
+        lane.settle(note, stored=False)
+    for note in notes(30):
+        lane.add(note)
+    assert [len(request.messages) for request in take_all(lane)] == [30]
+
+
+@given(ids_max=st.integers(2, 20), ids=st.lists(st.binary(max_size=1), max_size=60))
+def test_the_last_ids_are_remembered_within_the_bound(ids_max: int, ids: list[bytes]) -> None:
+    remembered = Remembered(ids_max)
+    for message_id in ids:
+        remembered.add(message_id)
+        assert message_id in remembered
+    assert all(message_id in remembered for message_id in ids[-(ids_max // 2) :])
+    assert sum(bytes([number]) in remembered for number in range(256)) <= ids_max
+
+
 def test_a_refused_batch_is_divided_into_tenths_and_only_the_refused_tenth_further() -> None:
     """One message that the stream has already, among 1000."""
     lane = make_lane(batches_in_flight_max=1000)
@@ -266,7 +294,7 @@ def test_what_was_settled_meanwhile_is_not_sent_again() -> None:
     for note in (first, second):
         lane.add(note)
     [request] = take_all(lane)
-    lane.settle(first)
+    lane.settle(first, stored=False)
     lane.free(request)
     lane.resend(request)
     assert [request.messages for request in take_all(lane)] == [[second]]
@@ -316,4 +344,4 @@ def test_the_sequences_of_a_batch_end_with_the_one_in_its_ack() -> None:
 @pytest.mark.parametrize("limits", [{"batch_max": 1001}, {"batch_min": 0}, {"batch_min": 9, "batch_max": 8}])
 def test_bounds_that_the_server_would_refuse_are_refused(limits: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="batch_max"):
-        make_lane(**limits)
+        Limits(**limits)

@@ -135,10 +135,12 @@ def test_a_trace_shows_neither_secrets_nor_local_variables(log_format: Literal["
 
 def test_a_device_cannot_write_to_the_operators_terminal() -> None:
     stream = configured(log_format="console")
-    structlog.get_logger().warning("refused", name="a\x1b[2Jb\nfake line\x9b1m")
-    assert "\x1b" not in stream.getvalue()
-    assert "\x9b" not in stream.getvalue()
-    assert stream.getvalue().count("\n") == 1
+    sent = "a\x1b[2Jb\nfake line\x9b1m\x00"
+    structlog.get_logger().warning("refused", name=sent)
+    logging.getLogger("asyncpg").warning("refused %s", sent)
+    assert stream.getvalue().count("\n") == 2
+    structlog.get_logger().warning("refused", exc_info=ValueError(sent))
+    assert not {"\x1b", "\x9b", "\x00"} & set(stream.getvalue())
 
 
 def test_a_long_value_is_cut() -> None:

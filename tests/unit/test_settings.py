@@ -191,6 +191,13 @@ def test_masked_settings_show_all_but_the_secrets() -> None:
     assert found["gateway_port"] == Settings().gateway_port
 
 
+@pytest.mark.parametrize(
+    "url", [f"postgresql://u:{SECRET}", f"u:{SECRET}", f"nats://[{SECRET}", f"postgresql://u:{SECRET}/d@h/x@"]
+)
+def test_what_is_no_url_is_masked_rather_than_shown(url: str) -> None:
+    assert SECRET not in mask_password(url)
+
+
 SECRETS = st.text(min_size=1, max_size=20).map(lambda text: f"{SECRET}{text}{SECRET}")
 HOSTS = st.sampled_from(["h", "h:5432", "10.0.0.1", "[::1]:4222", "a:1,b:2", ""])
 SCHEMES = st.sampled_from(["nats", "tls", "postgresql", "postgres", "https", "s3+x"])
@@ -204,7 +211,7 @@ def test_a_password_never_leaks_whatever_the_url(scheme: str, user: str, secret:
         f"{scheme}://{user}:{secret}@{host}/{path}",
         f"{user}:{secret}@{host}",
         f"{scheme}://{host}/{path}?x=1&password={secret}",
-        f"nats://{secret}@{host}",
+        f"nats://{secret.replace(':', '')}@{host}",
     ):
         assert SECRET not in mask_password(url)
         assert SECRET not in mask_urls(f"nats://a:1,{url}")
@@ -234,6 +241,7 @@ def test_a_url_without_a_secret_is_shown_as_it_is(url: str) -> None:
         f"{{'token': '{SECRET}', 'x': 1}}",
         f'{{"api_key":"{SECRET}"}}',
         f"password={SECRET}&x=1",
+        f"password = {SECRET}",
         f"Device(token='{SECRET}', name='x')",
     ],
 )

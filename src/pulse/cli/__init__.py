@@ -18,7 +18,7 @@ from pulse import __version__
 from pulse.cli.context import Context
 from pulse.domain.errors import ConfigurationError, PulseError
 from pulse.runtime.masking import mask_text
-from pulse.runtime.settings import load_with_sources
+from pulse.runtime.settings import Settings, load_with_sources
 
 COMMANDS = {
     "up": ("pulse.cli.up:up", "Start everything on this machine: NATS, PostgreSQL, all roles."),
@@ -74,7 +74,12 @@ def cli(ctx: click.Context, data_dir: str | None, assignments: tuple[str, ...]) 
         if not equals:
             raise click.UsageError(f"--set takes NAME=VALUE, not {mask_text(assignment)!r}")
         flags[name.strip()] = value
-    ctx.obj = Context(load=lambda more: load_with_sources(environment=os.environ, flags={**flags, **more}))
+
+    def load(named: dict[str, object]) -> tuple[Settings, dict[str, str]]:
+        given = {name: value for name, value in named.items() if value is not None}
+        return load_with_sources(environment=os.environ, flags={**flags, **given})
+
+    ctx.obj = Context(load=load)
 
 
 def main() -> None:

@@ -10,9 +10,8 @@ from rich.table import Table
 
 from pulse.app import TELEMETRY, open_auditor
 from pulse.cli.context import Context, as_async, console, json_option, print_json
-from pulse.domain.audit import StreamAudit
+from pulse.domain.audit import RowCheck, StreamAudit
 from pulse.domain.errors import CheckFailed
-from pulse.services.audit import RowCheck
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):

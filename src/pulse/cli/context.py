@@ -13,6 +13,7 @@ import msgspec
 import uvloop
 from rich.console import Console
 
+from pulse.runtime.logging import configure_logging
 from pulse.runtime.settings import Settings
 
 P = ParamSpec("P")
@@ -42,8 +43,13 @@ class Context:
         self._load = load
 
     def settings(self, **flags: object) -> Settings:
-        """The settings under this command's own flags; a flag that is None was not given."""
-        return self._load(flags)[0]
+        """The settings under this command's own flags; a flag that is None was not given.
+
+        Whatever is logged from here on goes to stderr, warnings and worse; a role says otherwise.
+        """
+        settings = self._load(flags)[0]
+        configure_logging(level="warning", log_format=settings.log_format)
+        return settings
 
     def settings_and_sources(self) -> tuple[Settings, dict[str, str]]:
         """The settings, and the layer that each one comes from that is no default."""

@@ -50,7 +50,7 @@ async def prepare(settings: Settings, folder: Path) -> str | None:
         ) as pool:
             store = IdentityStore(pool)
             token_path = folder / TOKEN_FILE
-            known = token_path.read_text("ascii").strip() if token_path.exists() else None  # noqa: ASYNC240 - a start
+            known = token_path.read_text("ascii").strip() if token_path.exists() else None
             token = known or await _make_demo(store)
             if token is not None:
                 write_private(token_path, token + "\n")

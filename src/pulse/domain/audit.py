@@ -51,6 +51,19 @@ class Settled(msgspec.Struct, frozen=True):
     rows: int
 
 
+class RowCheck(msgspec.Struct, frozen=True, kw_only=True):
+    """The ledger's word against the table itself, for one epoch."""
+
+    rows_in_ledger: int
+    rows_in_table: int
+    duplicates: int
+
+    @property
+    def agrees(self) -> bool:
+        """True where each row that the ledger counted is there once."""
+        return self.duplicates == 0 and self.rows_in_ledger == self.rows_in_table
+
+
 class StreamFacts(msgspec.Struct, frozen=True, kw_only=True):
     """What is known of one making of a stream; sequences are the stream's own.
 

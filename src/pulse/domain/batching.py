@@ -10,6 +10,8 @@ There is no timer: while requests are on their way, what comes in gathers, and l
 free. A request of many is an atomic batch: JetStream stores all of it, under contiguous sequences, or nothing. One
 message that it will not take (a repeated id, say) refuses the whole batch and is not named, so the batch is divided.
 Every retry carries the same message ids, hence a message that was stored already answers `duplicate`, never twice.
+Division is slow, and a device that repeats itself must not slow the others: an id that this lane has seen stored goes
+alone, so that a repetition costs a batch at most once.
 
 A lane promises no order between messages that are unsettled at the same time.
 """
@@ -30,6 +32,25 @@ DIVISOR = 10
 """One repeated id among 1000 messages: 9 batches of 100 and 100 plain publishes, in place of 1000 plain publishes."""
 PART_MIN = 20
 """A batch costs the server a staging file and the syncs of about ten plain publishes; a smaller part would lose."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What bounds one lane; docs/adr/0005 has the measurements behind the defaults."""
+
+    batch_min: int = 8
+    """Fewer messages than this go as plain publishes: a batch costs the server as much as some ten of them."""
+    batch_max: int = BATCH_MESSAGES_MAX
+    batch_bytes_max: int = 1024 * 1024
+    batches_in_flight_max: int = 4
+    """Of full batches; while any batch is on its way, a smaller one waits and gathers."""
+    alone_in_flight_max: int = 256
+    remembered_max: int = 200_000
+    """Message ids of which it is known that they are stored."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.batch_min <= self.batch_max <= BATCH_MESSAGES_MAX:
+            raise ValueError(f"not 1 <= {self.batch_min=} <= {self.batch_max=} <= {BATCH_MESSAGES_MAX}")
 
 
 class Message(Protocol):
@@ -56,52 +77,64 @@ class Request(Generic[M]):
     attempt: int = 0
 
 
+class Remembered:
+    """The last `ids_max` ids or fewer, at least half as many: two generations, of which the older is dropped whole.
+
+    It holds hashes, some 70 bytes each; two ids with the same hash cost a plain publish and nothing else.
+    """
+
+    def __init__(self, ids_max: int) -> None:
+        self._generation_max = max(1, ids_max // 2)
+        self._young: set[int] = set()
+        self._old: set[int] = set()
+
+    def add(self, message_id: bytes) -> None:
+        self._young.add(hash(message_id))
+        if len(self._young) >= self._generation_max:
+            self._young, self._old = set(), self._young
+
+    def __contains__(self, message_id: bytes) -> bool:
+        return hash(message_id) in self._young or hash(message_id) in self._old
+
+
 class Lane(Generic[M]):
     """The messages of one stream that have no answer yet, and how many requests may be on their way for them."""
 
-    def __init__(
-        self,
-        *,
-        batch_min: int,
-        batch_max: int,
-        batch_bytes_max: int,
-        batches_in_flight_max: int,
-        alone_in_flight_max: int,
-    ) -> None:
-        if not 1 <= batch_min <= batch_max <= BATCH_MESSAGES_MAX:
-            raise ValueError(f"not 1 <= {batch_min=} <= {batch_max=} <= {BATCH_MESSAGES_MAX}")
+    def __init__(self, limits: Limits) -> None:
         self.atomic = True
         self.unsettled: dict[bytes, M] = {}
         """By message id, oldest first."""
-        self._batch_min = batch_min
-        self._batch_max = batch_max
-        self._batch_bytes_max = batch_bytes_max
-        self._batches_in_flight_max = batches_in_flight_max
-        self._alone_in_flight_max = alone_in_flight_max
+        self._limits = limits
         self._batches_in_flight = 0
         self._alone_in_flight = 0
         self._waiting: deque[M] = deque()
         self._waiting_bytes = 0
         self._again: deque[Request[M]] = deque()
+        self._stored = Remembered(limits.remembered_max)
 
     @property
     def is_full(self) -> bool:
         """Whether a whole batch waits, by its messages or its bytes."""
-        return len(self._waiting) >= self._batch_max or self._waiting_bytes >= self._batch_bytes_max
+        return len(self._waiting) >= self._limits.batch_max or self._waiting_bytes >= self._limits.batch_bytes_max
 
     def add(self, message: M) -> M | None:
         """Let `message` wait for a request, or return the unsettled one with the same id: they share an answer."""
         first = self.unsettled.setdefault(message.message_id, message)
         if first is not message:
             return first
-        self._waiting.append(message)
-        self._waiting_bytes += message.size
+        if message.message_id in self._stored:
+            self._again.append(Request([message], alone=True))
+        else:
+            self._waiting.append(message)
+            self._waiting_bytes += message.size
         return None
 
-    def settle(self, message: M) -> None:
-        """`message` has its answer: a later one with its id is a message of its own."""
+    def settle(self, message: M, *, stored: bool) -> None:
+        """`message` has its answer, and whether that says it is stored; a later one with its id is one of its own."""
         message.settled = True
         del self.unsettled[message.message_id]
+        if stored:
+            self._stored.add(message.message_id)
 
     def take(self) -> Request[M] | None:
         """The next request to send, which now holds a slot; None where there is nothing to send or no slot is free."""
@@ -149,17 +182,17 @@ class Lane(Generic[M]):
         if not self.atomic:
             return 1 if self._has_slot(alone=True) else 0
         if self.is_full:
-            return self._batch_max if self._has_slot(alone=False) else 0
+            return self._limits.batch_max if self._has_slot(alone=False) else 0
         if self._batches_in_flight:
             return 0
-        if len(self._waiting) >= self._batch_min:
-            return self._batch_max
-        return 1 if self._alone_in_flight < self._batch_min and self._has_slot(alone=True) else 0
+        if len(self._waiting) >= self._limits.batch_min:
+            return self._limits.batch_max
+        return 1 if self._alone_in_flight < self._limits.batch_min and self._has_slot(alone=True) else 0
 
     def _has_slot(self, *, alone: bool) -> bool:
         if alone:
-            return self._alone_in_flight < self._alone_in_flight_max
-        return self._batches_in_flight < self._batches_in_flight_max
+            return self._alone_in_flight < self._limits.alone_in_flight_max
+        return self._batches_in_flight < self._limits.batches_in_flight_max
 
     def _occupy(self, request: Request[M]) -> Request[M]:
         if request.alone:
@@ -170,7 +203,7 @@ class Lane(Generic[M]):
 
     def _gather(self, messages_max: int) -> list[M]:
         messages: list[M] = []
-        room = self._batch_bytes_max
+        room = self._limits.batch_bytes_max
         waiting = self._waiting
         while waiting and len(messages) < messages_max:
             size = waiting[0].size

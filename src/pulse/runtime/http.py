@@ -263,12 +263,8 @@ class BoundedProtocol(HttpToolsProtocol):
         """Close, with `answer` where a request has begun that nothing of an answer was sent to."""
         if self.transport.is_closing():
             return
-        cycle = self.cycle
-        answering = cycle is not None and not cycle.response_complete
-        unanswered = not answering if self._in_headers else answering and not cycle.response_started
+        answering = self.cycle is not None and not self.cycle.response_complete
+        unanswered = not answering if self._in_headers else answering and not self.cycle.response_started
         if self._in_request and unanswered and not self.pipeline:
             self.transport.write(answer)
-        if answering:
-            cycle.disconnected = True
-            cycle.message_event.set()
         self.transport.close()

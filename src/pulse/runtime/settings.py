@@ -87,6 +87,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     # maintenance
     partitions_ahead_days: Count = 3
     maintenance_interval_s: Seconds = 30.0
+    reconcile_interval_s: Seconds = 300.0
+    """How often the registry at the edge is compared with PostgreSQL, which reads all devices."""
 
     # every process
     health_host: Text = "127.0.0.1"

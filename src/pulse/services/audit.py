@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-import msgspec
-
-from pulse.domain.audit import EpochRecord, Settled, StreamAudit, StreamFacts, StreamReading, audit
+from pulse.domain.audit import EpochRecord, RowCheck, Settled, StreamAudit, StreamFacts, StreamReading, audit
 from pulse.domain.ledger import PositionSet, position, sequence_of
 
 
@@ -29,19 +27,6 @@ class Ledger(Protocol):
 
     async def count_rows(self, epoch: int) -> tuple[int, int]:
         """Rows of telemetry of `epoch`, and how many positions they have."""
-
-
-class RowCheck(msgspec.Struct, frozen=True, kw_only=True):
-    """The ledger's word against the table itself, for one epoch."""
-
-    rows_in_ledger: int
-    rows_in_table: int
-    duplicates: int
-
-    @property
-    def agrees(self) -> bool:
-        """True where each row that the ledger counted is there once."""
-        return self.duplicates == 0 and self.rows_in_ledger == self.rows_in_table
 
 
 class Auditor:

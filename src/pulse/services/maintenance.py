@@ -1,12 +1,14 @@
 """The maintenance role: what has to be done now and then, by one or many, at any time, in any order.
 
-Every chore may run twice at once and may be cut off anywhere: it starts over at the next round.
+Every chore may run twice at once and may be cut off anywhere: it starts over at its next turn.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 
 import structlog
 
@@ -14,38 +16,42 @@ from pulse.domain.errors import Outage
 
 log = structlog.get_logger()
 
-Chore = Callable[[], Awaitable[object]]
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chore:
+    """Something to do at the start, and again `interval_s` after it was done."""
+
+    name: str
+    run: Callable[[], Awaitable[object]]
+    interval_s: float
 
 
 class Maintenance:
-    """Runs each chore once a round, and at the start."""
+    """Does the chores, one at a time."""
 
     name = "maintenance"
 
-    def __init__(self, *, chores: Mapping[str, Chore], interval_s: float) -> None:
-        self._chores = chores
-        self._interval_s = interval_s
+    def __init__(self, *, chores: Sequence[Chore]) -> None:
+        self._due_at = dict.fromkeys(chores, time.monotonic())
         self._waiting: set[str] = set()
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Round after round until `stop`; an outage skips a chore until the next round."""
+        """Do what is due until `stop`; a chore that meets an outage is tried again at its next turn."""
         while not stop.is_set():
-            for name, chore in self._chores.items():
-                if stop.is_set():
-                    return
-                await self._do(name, chore)
+            chore = min(self._due_at, key=lambda chore: self._due_at[chore])
             try:
-                await asyncio.wait_for(stop.wait(), self._interval_s)
+                await asyncio.wait_for(stop.wait(), max(0.0, self._due_at[chore] - time.monotonic()))
             except TimeoutError:
-                continue
+                await self._do(chore)
+                self._due_at[chore] = time.monotonic() + chore.interval_s
 
-    async def _do(self, name: str, chore: Chore) -> None:
+    async def _do(self, chore: Chore) -> None:
         try:
-            outcome = await chore()
+            outcome = await chore.run()
         except Outage as outage:
-            if name not in self._waiting:
-                self._waiting.add(name)
-                log.warning("chore waits", chore=name, error=str(outage))
+            if chore.name not in self._waiting:
+                self._waiting.add(chore.name)
+                log.warning("chore waits", chore=chore.name, error=str(outage))
             return
-        self._waiting.discard(name)
-        log.debug("chore done", chore=name, outcome=outcome)
+        self._waiting.discard(chore.name)
+        log.debug("chore done", chore=chore.name, outcome=outcome)

@@ -265,13 +265,14 @@ def _blocked_by(other: str, theirs: list[str], change: Change, mine: list[str]) 
 
 
 def _not_ours(declared: Declared, actual: Actual) -> tuple[str, ...]:
+    """What somebody else keeps here; consumers that go with their connection are nobody's to plan."""
     ours = {(consumer.stream, consumer.config.name) for consumer in declared.consumers}
     streams = [f"stream {name}" for name in sorted(actual.streams) if name not in declared.stream_names()]
     consumers = [
         f"consumer {stream} {name}"
         for stream in sorted(declared.stream_names() & actual.streams.keys())
         for name in sorted(actual.streams[stream].consumers)
-        if (stream, name) not in ours
+        if (stream, name) not in ours and actual.streams[stream].consumers[name].config.get("durable_name")
     ]
     return (*streams, *consumers)
 

@@ -6,6 +6,7 @@
     supervisor.py        Supervisor: starts a set in stages, restarts what dies, stops all within a limit
     nats_server.py       NatsServer
     postgres_server.py   PostgresServer, with postgres_binaries.py and postgres_cluster.py
+    files.py             private files, written whole
     data_folder.py       DataFolder: the lock, the secrets, `instance.toml`
     leftovers.py         the servers that a killed run left behind
     ports.py             taken ports, and who has them

@@ -39,9 +39,7 @@ def stop_leftovers(folder: Path, *, program: str, stop_signal: signal.Signals, l
     log.warning("stopping what a killed run has left behind", program=program, pids=pids, folder=str(folder))
     for process in found:
         with contextlib.suppress(psutil.NoSuchProcess):
-            # A backend is stopped by its postmaster; told by itself, it would make that one think of a crash.
-            if process.ppid() not in pids:
-                process.send_signal(stop_signal)
+            process.send_signal(stop_signal)
     if not wait_until(lambda: not processes_in(folder, program=program), limit_s=limit_s, interval_s=0.05):
         for process in processes_in(folder, program=program):
             with contextlib.suppress(psutil.NoSuchProcess):

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeAlias
 
 import structlog
 
@@ -58,6 +58,9 @@ def launch_arguments(arguments: Sequence[str], *, run_as: RunAs | None, orphan_s
     return [*launcher, str(os.getpid()), str(int(orphan_signal)), str(uid), str(gid), *arguments]
 
 
+_Request: TypeAlias = "tuple[Callable[[], subprocess.Popen[bytes]], Future[subprocess.Popen[bytes]]]"
+
+
 class _Spawner:
     """Makes every child in one thread that lives as long as this process.
 
@@ -66,7 +69,7 @@ class _Spawner:
     """
 
     def __init__(self) -> None:
-        self._requests: queue.SimpleQueue[tuple[Callable[[], subprocess.Popen[bytes]], Future[subprocess.Popen[bytes]]]]
+        self._requests: queue.SimpleQueue[_Request]
         self._pid = 0
         self._lock = threading.Lock()
 
@@ -82,9 +85,7 @@ class _Spawner:
         return answer.result()
 
     @staticmethod
-    def _serve(
-        requests: queue.SimpleQueue[tuple[Callable[[], subprocess.Popen[bytes]], Future[subprocess.Popen[bytes]]]],
-    ) -> None:
+    def _serve(requests: queue.SimpleQueue[_Request]) -> None:
         while True:
             make, answer = requests.get()
             try:
@@ -160,13 +161,16 @@ class ManagedProcess:
     def start(self) -> None:
         """Start the child and return when it is ready.
 
-        Raises ConfigurationError where the program is not there, Outage where it ends early or is not ready in time
-        (then it is killed). Both carry the end of its output.
+        Raises ConfigurationError where there is no such program or its log cannot be written; Outage, with its last
+        words, where it ends early or is not ready in time (then it is killed).
         """
         assert self._process is None or self._process.poll() is not None, f"{self.name} runs already"
         if not os.access(self._arguments[0], os.X_OK):
             raise ConfigurationError(f"cannot run {self.name}: there is no program {self._arguments[0]}")
-        self._spawn()
+        try:
+            self._spawn()
+        except OSError as error:
+            raise ConfigurationError(f"cannot start {self.name}: {error.strerror}", hint=str(self.log_path)) from error
         try:
             ready = wait_until(
                 lambda: not self.alive or self._ready is None or self._ready(), limit_s=self._ready_s_max

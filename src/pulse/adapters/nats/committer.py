@@ -32,12 +32,13 @@ from pulse.adapters.nats.connection import PulseClient
 from pulse.adapters.nats.errors import IS_IT_RUNNING, SYSTEM
 from pulse.adapters.nats.flights import NO_PUBACK, NO_STREAM, Flight, Flights
 from pulse.adapters.nats.publication import Pending, Publication, batch_frames, check_names, plain_frame
-from pulse.domain.batching import Ack, Lane, Verdict, judge, sequences
+from pulse.domain.batching import Ack, Lane, Limits, Verdict, judge, sequences
 from pulse.domain.errors import Outage, Overloaded, Reason, Refusal
 from pulse.domain.receipt import Receipt
 
 log = structlog.get_logger()
 
+DEFAULT_LIMITS = Limits()
 TICK_S = 0.05
 """How often deadlines, lost answers and a new connection are looked for; no message waits for it on its way."""
 
@@ -47,8 +48,9 @@ NO_RESPONDERS = "503"
 class GroupCommitter:
     """Publishes to JetStream; it works between `__aenter__` and `__aexit__`, or while `run` does.
 
-    `streams` names the stream of each subject's first token. `timeout_s` bounds one publish with all its retries,
-    `attempt_timeout_s` the wait for one answer. `pending_max` and `pending_bytes_max` bound what has no answer yet.
+    `streams` names the stream of each subject's first token; `limits` hold for each stream. `timeout_s` bounds one
+    publish with all its retries, `attempt_timeout_s` the wait for one answer; `pending_max` and `pending_bytes_max`
+    bound what has no answer yet.
     """
 
     name = "group commit"
@@ -58,11 +60,7 @@ class GroupCommitter:
         client: PulseClient,
         *,
         streams: Mapping[str, str],
-        batch_min: int = 8,
-        batch_max: int = 1000,
-        batch_bytes_max: int = 1024 * 1024,
-        batches_in_flight_max: int = 4,
-        alone_in_flight_max: int = 256,
+        limits: Limits = DEFAULT_LIMITS,
         pending_max: int = 20_000,
         pending_bytes_max: int = 64 * 1024 * 1024,
         timeout_s: float = 5.0,
@@ -71,16 +69,7 @@ class GroupCommitter:
         retry_after_s: float = 1.0,
     ) -> None:
         self._client = client
-        by_stream: dict[str, Lane[Publication]] = {
-            stream: Lane(
-                batch_min=batch_min,
-                batch_max=batch_max,
-                batch_bytes_max=batch_bytes_max,
-                batches_in_flight_max=batches_in_flight_max,
-                alone_in_flight_max=alone_in_flight_max,
-            )
-            for stream in streams.values()
-        }
+        by_stream: dict[str, Lane[Publication]] = {stream: Lane(limits) for stream in streams.values()}
         self._lanes = {token: by_stream[stream] for token, stream in streams.items()}
         self._streams = {lane: stream for stream, lane in by_stream.items()}
         self._pending = Pending(messages_max=pending_max, bytes_max=pending_bytes_max)

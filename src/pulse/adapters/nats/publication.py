@@ -64,7 +64,7 @@ class Pending:
     def succeed(self, lane: Lane[Publication], message: Publication, receipt: Receipt) -> None:
         if message.settled:
             return
-        self._settle(lane, message)
+        self._settle(lane, message, stored=True)
         if not message.future.done():
             message.future.set_result(receipt)
         for follower in message.followers:
@@ -77,13 +77,13 @@ class Pending:
         """Each caller gets an error of its own: a traceback grows with every task that raises it."""
         for message in messages:
             if not message.settled:
-                self._settle(lane, message)
+                self._settle(lane, message, stored=False)
                 for future in (message.future, *message.followers):
                     if not future.done():
                         future.set_exception(make_error())
 
-    def _settle(self, lane: Lane[Publication], message: Publication) -> None:
-        lane.settle(message)
+    def _settle(self, lane: Lane[Publication], message: Publication, *, stored: bool) -> None:
+        lane.settle(message, stored=stored)
         self.messages -= 1 + len(message.followers)
         self.bytes -= len(message.body)
 

@@ -87,7 +87,7 @@ class RegistryFeed:
                     continue
                 if not messages:
                     raise Interrupted("what was to come was purged")
-                if True:
+                if messages[-1].pending == 0:
                     caught_up = position.complete = True
                     yield Complete()
 

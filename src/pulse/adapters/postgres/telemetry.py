@@ -72,17 +72,25 @@ class TelemetryStore:
         Raises Outage where PostgreSQL is away, Refusal REFUSED_BY_DATABASE where it can never take these rows.
         """
         try:
-            await self._ensure_days(settlement.rows)
-            async with transaction(self._pool) as connection:
-                already = await self._claim(connection, settlement)
-                left = settlement.without(already) if already else settlement
-                if len(left):
-                    await self._write(connection, left)
-                return already
+            try:
+                return await self._settle(settlement)
+            except asyncpg.CheckViolationError:
+                # A row found no partition: somebody has dropped that of a day that we believe to be there.
+                self._days.clear()
+                return await self._settle(settlement)
         except (asyncpg.PostgresError, asyncpg.InterfaceError) as error:
             if classify(error) is Fault.POISON:
                 raise Refusal(Reason.REFUSED_BY_DATABASE, f"{type(error).__name__}: {error}") from error
             raise
+
+    async def _settle(self, settlement: Settlement) -> PositionSet:
+        await self._ensure_days(settlement.rows)
+        async with transaction(self._pool) as connection:
+            already = await self._claim(connection, settlement)
+            left = settlement.without(already) if already else settlement
+            if len(left):
+                await self._write(connection, left)
+            return already
 
     async def _claim(self, connection: Connection, settlement: Settlement) -> PositionSet:
         """Enter into the ledger what nobody has settled; returns what others have."""
