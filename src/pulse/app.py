@@ -120,9 +120,11 @@ async def serve(settings: Settings, roles: Sequence[Role]) -> None:
             stack=stack,
             checks=[NotStopping(stop), nats],
         )
-        services: list[Service] = [
-            HealthServer(host=settings.health_host, port=settings.health_port, checks=process.checks, registry=metrics)
-        ]
+        health = HealthServer(
+            host=settings.health_host, port=settings.health_port, checks=process.checks, registry=metrics
+        )
+        health.bind()
+        services: list[Service] = [health]
         if {Role.INGEST, Role.MAINTENANCE} & set(roles):
             process.checks.append(postgresql)
             services.append(DatabaseWatch(pool, up=postgresql.up, down=postgresql.down))

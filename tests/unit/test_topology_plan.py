@@ -221,7 +221,9 @@ def test_what_is_not_ours_is_named_and_left_alone() -> None:
     streams = {
         **IN_STEP.streams,
         "LEGACY": ActualStream(config={"name": "LEGACY", "subjects": ["legacy.>"]}),
-        "TELEMETRY": replace(found, consumers={**found.consumers, "tap": ActualConsumer(config={"name": "tap"})}),
+        "TELEMETRY": replace(
+            found, consumers={**found.consumers, "tap": ActualConsumer(config={"name": "tap", "durable_name": "tap"})}
+        ),
     }
     plan = make_plan(DECLARED, replace(IN_STEP, streams=streams))
     assert plan == Plan(changes=(), not_ours=("stream LEGACY", "consumer TELEMETRY tap"))

@@ -1,0 +1,156 @@
+"""A device's side of the gateway: sends one message until it is answered for good, as a well made device does.
+
+    202, any 4xx but 408 and 429         final
+    408, 429, 5xx, no answer             sent again under the same Idempotency-Key, so that it is stored once:
+                                         after `Retry-After`, or after a backoff, for RETRY_S_MAX at most
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import aiohttp
+import msgspec
+from yarl import URL
+
+from pulse.domain.errors import ConfigurationError, Outage
+from pulse.domain.retry import delay_s
+
+SYSTEM = "gateway"
+ACCEPTED = 202
+NO_ANSWER = 0
+RETRY_S_MAX = 60.0
+"""Half of the window in which a retry is recognised by its key."""
+RETRY_DELAY_S_MIN = 0.1
+RETRY_DELAY_S_MAX = 5.0
+RETRY_AFTER_S_MAX = 20.0
+"""What a gateway may ask for; more is not waited."""
+STOP_LOOK_S = 0.2
+REQUEST_S_MAX = 15.0
+"""Above the gateway's own limit for a message, so that it is the gateway who says that it takes too long."""
+CHECK_S_MAX = 5.0
+
+DUPLICATE = b'"duplicate":true'
+
+
+class Answer(msgspec.Struct, frozen=True, gc=False):
+    """What one try came to; `status` is NO_ANSWER where the connection broke or the answer did not come."""
+
+    status: int
+    duplicate: bool = False
+    retry_after_s: float = 0.0
+
+    @property
+    def final(self) -> bool:
+        """Whether trying again would change nothing."""
+        return self.status == ACCEPTED or (400 <= self.status < 500 and self.status not in (408, 429))
+
+
+class Message(msgspec.Struct, frozen=True, gc=False):
+    """What a device sends: `kind` is `telemetry` or `heartbeat`."""
+
+    device_id: str
+    token: str
+    kind: str
+    body: bytes
+    key: str
+
+
+class DeviceClient:
+    """Sends for all devices of one tenant, over connections that stay open; made by `open_device_client`."""
+
+    def __init__(self, session: aiohttp.ClientSession, url: URL, *, tenant_id: str) -> None:
+        self._session = session
+        self._url = url
+        self._prefix = f"{url.raw_path.rstrip('/')}/ingest/v1/tenant/{tenant_id}/device/"
+        self._targets: dict[tuple[str, str], URL] = {}
+
+    async def deliver(
+        self, message: Message, *, told: Callable[[Answer], None], stopped: Callable[[], bool] = lambda: False
+    ) -> Answer:
+        """The last answer: a final one, or what there was when time was up or `stopped` said so.
+
+        `told` hears of every answer.
+        """
+        give_up_at = time.monotonic() + RETRY_S_MAX
+        attempt = 0
+        while True:
+            attempt += 1
+            answer = await self.send(message)
+            told(answer)
+            if answer.final:
+                return answer
+            backoff_s = delay_s(
+                attempt,
+                minimum_s=RETRY_DELAY_S_MIN,
+                maximum_s=RETRY_DELAY_S_MAX,
+                random=random.random(),  # noqa: S311
+            )
+            again_at = time.monotonic() + max(backoff_s, answer.retry_after_s)
+            if again_at > give_up_at:
+                return answer
+            while (left_s := again_at - time.monotonic()) > 0:
+                if stopped():
+                    return answer
+                await asyncio.sleep(min(left_s, STOP_LOOK_S))
+
+    async def send(self, message: Message) -> Answer:
+        """One try."""
+        headers = {
+            "Authorization": f"Bearer {message.token}",
+            "Content-Type": "application/json",
+            "Idempotency-Key": message.key,
+        }
+        target = self._targets.get((message.device_id, message.kind))
+        if target is None:
+            target = self._url.with_path(f"{self._prefix}{message.device_id}/{message.kind}", encoded=True)
+            self._targets[message.device_id, message.kind] = target
+        try:
+            async with self._session.post(target, data=message.body, headers=headers) as response:
+                body = await response.read()
+                after = response.headers.get("Retry-After", "") if response.status != ACCEPTED else ""
+                return Answer(
+                    response.status,
+                    duplicate=DUPLICATE in body,
+                    retry_after_s=min(float(after), RETRY_AFTER_S_MAX) if after.isdecimal() else 0.0,
+                )
+        except (aiohttp.ClientError, OSError):
+            return Answer(NO_ANSWER)
+
+    async def check(self) -> None:
+        """Raise Outage where no gateway answers."""
+        try:
+            async with self._session.get(
+                self._url.with_path("/livez"), timeout=aiohttp.ClientTimeout(total=CHECK_S_MAX)
+            ) as response:
+                await response.read()
+        except (aiohttp.ClientError, OSError) as error:
+            why = error.strerror if isinstance(error, OSError) and error.strerror else type(error).__name__
+            raise Outage(
+                SYSTEM, f"no gateway answers at {self._url}: {why}", hint="is it running? `pulse up` starts one"
+            ) from error
+
+
+@asynccontextmanager
+async def open_device_client(base_url: str, *, tenant_id: str, connections: int) -> AsyncIterator[DeviceClient]:
+    """A client of the gateway at `base_url` with at most so many connections.
+
+    Raises ConfigurationError where that is no http(s) URL.
+    """
+    try:
+        url = URL(base_url)
+    except ValueError as error:
+        raise ConfigurationError(f"{base_url!r} is not a URL: {error}") from error
+    if url.scheme not in ("http", "https") or not url.host:
+        raise ConfigurationError(f"{base_url!r} is not the URL of a gateway", hint="like http://127.0.0.1:8080")
+    async with aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=connections),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        timeout=aiohttp.ClientTimeout(total=REQUEST_S_MAX),
+        skip_auto_headers=("User-Agent", "Accept-Encoding", "Accept"),
+    ) as session:
+        yield DeviceClient(session, url, tenant_id=tenant_id)

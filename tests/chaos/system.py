@@ -1,0 +1,327 @@
+"""Pulse as real processes that a test may kill: nats-server, PostgreSQL, gateways and ingest workers; and the oracle.
+
+The oracle is always the same: each reading that was answered 202 is stored exactly once, at the position that its
+answer named, nothing else is stored, and the audit never counted a message twice in between.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import urllib.error
+import urllib.request
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import asyncpg
+import msgspec
+import psutil  # type: ignore[import-untyped]
+
+from pulse.adapters.embedded import ports
+from pulse.adapters.embedded.nats_server import NatsServer
+from pulse.adapters.embedded.process import ManagedProcess
+from pulse.adapters.nats.connection import connection
+from pulse.adapters.nats.provisioner import Provisioner
+from pulse.adapters.nats.registry import RegistryBucket
+from pulse.adapters.postgres.identity import IdentityStore
+from pulse.adapters.postgres.migrate import available, migrate
+from pulse.adapters.postgres.pool import open_connection, open_pool
+from pulse.adapters.postgres.registry import RegistryTruth
+from pulse.app import INGEST_WORKERS, TELEMETRY, open_auditor
+from pulse.domain.audit import StreamAudit
+from pulse.domain.errors import Outage
+from pulse.domain.identity import NewDevice
+from pulse.domain.ledger import SEQUENCE_BITS, SEQUENCE_MAX
+from pulse.domain.registry import device_key, tenant_key
+from pulse.runtime.settings import Settings
+from pulse.topology.declared import Declared
+from pulse.topology.declared import load as load_declared
+
+from chaos.load import DEVICES, TENANT, Load
+
+SOURCE = Path(__file__).resolve().parents[2] / "src"
+ROUNDS = int(os.environ.get("PULSE_CHAOS_ROUNDS", "1"))
+SEED = int(os.environ.get("PULSE_CHAOS_SEED", "1"))
+SEEDS = range(SEED, SEED + ROUNDS)
+"""One round by default; `PULSE_CHAOS_ROUNDS=20 PULSE_CHAOS_SEED=7` for a long run from another seed."""
+ACK_WAIT_S = 2.0
+"""In place of the declared 30 s, so that a redelivery does not take the whole test."""
+DRAIN_S_MAX = 45.0
+AUDIT_INTERVAL_S = 0.05
+TIMEOUT_S = 10.0
+
+
+def declared(*, ack_wait_s: float = ACK_WAIT_S) -> Declared:
+    """The topology as it is shipped, but for the ack wait."""
+    shipped = load_declared()
+    consumers = tuple(
+        msgspec.structs.replace(each.config, ack_wait=int(ack_wait_s * 1e9)) for each in shipped.consumers
+    )
+    return Declared(
+        streams=shipped.streams,
+        consumers=tuple(
+            type(each)(stream=each.stream, config=config)
+            for each, config in zip(shipped.consumers, consumers, strict=True)
+        ),
+    )
+
+
+async def eventually(holds: Callable[[], Awaitable[bool]], what: str, *, limit_s: float = DRAIN_S_MAX) -> None:
+    """Return once `holds` says so; fail, saying `what`, after `limit_s`."""
+    try:
+        async with asyncio.timeout(limit_s):
+            while not await holds():
+                await asyncio.sleep(0.05)
+    except TimeoutError:
+        raise AssertionError(f"not within {limit_s} s: {what}") from None
+
+
+class Role:
+    """One `pulse serve ROLE`; `supervised` starts it again whenever it dies, as `pulse up` would."""
+
+    def __init__(self, name: str, folder: Path, environment: Mapping[str, str]) -> None:
+        self.name = name
+        self.deaths: list[str] = []
+        self._folder = folder
+        self._environment = dict(environment)
+        self._process: ManagedProcess | None = None
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        assert self._process.pid is not None
+        return self._process.pid
+
+    @property
+    def output(self) -> str:
+        """What all its lives have logged."""
+        path = self._folder / f"{self.name}.log"
+        return path.read_text("utf-8") if path.exists() else ""
+
+    async def start(self, **variables: str) -> None:
+        """Start it and return when it is ready; it may also have died by then, which is told in `deaths` later."""
+        health_port = ports.free_port()
+        url = f"http://127.0.0.1:{health_port}/readyz"
+        self._process = ManagedProcess(
+            self.name,
+            [sys.executable, "-m", "pulse", "serve", self.name.partition("-")[0]],
+            log_path=self._folder / f"{self.name}.log",
+            ready=lambda: _answers(url),
+            environment={**self._environment, "PULSE_HEALTH_PORT": str(health_port), **variables},
+            working_directory=self._folder,
+        )
+        try:
+            await asyncio.to_thread(self._process.start)
+        except Outage:
+            if self._process.returncode != -signal.SIGKILL:
+                raise
+
+    def kill(self) -> None:
+        """kill -9."""
+        assert self._process is not None
+        self._process.kill()
+
+    async def stop(self, limit_s: float = 10.0) -> int | None:
+        """SIGTERM; returns its exit code."""
+        assert self._process is not None
+        await asyncio.to_thread(self._process.stop, limit_s)
+        return self._process.returncode
+
+    @asynccontextmanager
+    async def supervised(self, **variables: str) -> AsyncIterator[Role]:
+        """Run it, `variables` being for its first life only; at the end it is killed, and its deaths are in `deaths`."""
+        await self.start(**variables)
+        keeper = asyncio.create_task(self._keep(), name=f"keeper of {self.name}")
+        try:
+            yield self
+        finally:
+            keeper.cancel()
+            await asyncio.wait([keeper])
+            self.kill()
+            if not keeper.cancelled():
+                keeper.result()
+
+    async def _keep(self) -> None:
+        while True:
+            assert self._process is not None
+            if self._process.alive:
+                await asyncio.sleep(0.02)
+                continue
+            self.deaths.append(self._process.describe_exit())
+            await self.start()
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=1.0) as answer:  # noqa: S310 - our own http URL
+            return bool(answer.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+@dataclass(kw_only=True)
+class System:
+    """All of it; `tokens` are those of the devices of tenant `t1`, `audits` what the auditor saw meanwhile."""
+
+    nats: NatsServer
+    database_url: str
+    folder: Path
+    topology: Declared
+    gateway_port: int = field(default_factory=ports.free_port)
+    tokens: dict[str, str] = field(default_factory=dict)
+    audits: list[StreamAudit] = field(default_factory=list)
+
+    @property
+    def gateway_url(self) -> str:
+        return f"http://127.0.0.1:{self.gateway_port}"
+
+    @property
+    def settings(self) -> Settings:
+        return Settings(nats_url=self.nats.url, database_url=self.database_url)
+
+    def role(self, name: str, **variables: str) -> Role:
+        """A role (`ingest`, or `ingest-2` for another one of it) that does not run yet."""
+        kept = {key: value for key, value in os.environ.items() if key in {"PATH", "HOME", "LANG", "VIRTUAL_ENV"}}
+        environment = {
+            **kept,
+            "PYTHONPATH": str(SOURCE),
+            "NATS_URL": self.nats.url,
+            "DATABASE_URL": self.database_url,
+            "PULSE_GATEWAY_PORT": str(self.gateway_port),
+            "PULSE_RETRY_DELAY_S_MAX": "0.5",
+            "PULSE_LOG_FORMAT": "json",
+            **variables,
+        }
+        return Role(name, self.folder, environment)
+
+    async def prepare(self) -> None:
+        """Schema, streams and devices."""
+        async with open_connection(self.database_url, timeout_s=TIMEOUT_S, application_name="test") as database:
+            await migrate(database, available())
+        await self.apply_topology()
+        async with (
+            connection(self.nats.url, name="test") as client,
+            open_pool(self.database_url, size_max=1, timeout_s=TIMEOUT_S, application_name="test") as pool,
+        ):
+            store = IdentityStore(pool)
+            await store.add_tenant(TENANT)
+            devices = [NewDevice(device_id=f"d{number}") for number in range(DEVICES)]
+            self.tokens = await store.add_devices(TENANT, devices)
+            keys = [tenant_key(TENANT), *(device_key(TENANT, device_id) for device_id in self.tokens)]
+            await RegistryBucket(client).project(keys, RegistryTruth(pool).load)
+
+    async def apply_topology(self) -> None:
+        async with connection(self.nats.url, name="test") as client:
+            provisioner = Provisioner(client)
+            await provisioner.apply(self.topology, await provisioner.plan(self.topology))
+
+    async def audit(self) -> list[StreamAudit]:
+        """One equation a making of the stream. Raises Outage."""
+        async with open_auditor(self.settings) as auditor:
+            return await auditor.audit(TELEMETRY)
+
+    @asynccontextmanager
+    async def audited(self) -> AsyncIterator[None]:
+        """Audit all the while: at no moment may the equation fail, or anything count as expired."""
+        stop = asyncio.Event()
+        task = asyncio.create_task(self._audit_until(stop), name="auditor")
+        try:
+            yield
+        finally:
+            stop.set()
+            await task
+        assert self.audits, "the auditor never got a word in"
+
+    async def _audit_until(self, stop: asyncio.Event) -> None:
+        while not stop.is_set():
+            try:
+                async with open_auditor(self.settings) as auditor:
+                    while not stop.is_set():
+                        for each in await auditor.audit(TELEMETRY):
+                            assert each.balanced, each
+                            assert each.expired == 0, each
+                            assert each.stored + each.dead <= each.accepted, each
+                            self.audits.append(each)
+                        await asyncio.sleep(AUDIT_INTERVAL_S)
+            except Outage:
+                await asyncio.sleep(AUDIT_INTERVAL_S)
+
+    async def drained(self, *, accepted: int) -> None:
+        """Return once the last making of the stream has accepted so many, and all of them are settled."""
+        last: list[StreamAudit] = []
+
+        async def settled() -> bool:
+            try:
+                last[:] = await self.audit()
+            except Outage:
+                return False
+            return last[-1].accepted == accepted and last[-1].in_flight == 0
+
+        try:
+            await eventually(settled, "all is settled")
+        except AssertionError as error:
+            raise AssertionError(f"{error}: {last}; {accepted} were accepted") from error
+
+    async def fetch(self, statement: str, *arguments: object) -> list[asyncpg.Record]:
+        """Ask PostgreSQL."""
+        async with open_connection(self.database_url, timeout_s=TIMEOUT_S, application_name="test") as database:
+            return list(await database.fetch(statement, *arguments))
+
+    async def dead_letters(self) -> list[asyncpg.Record]:
+        return await self.fetch("SELECT * FROM dead_letters ORDER BY position")
+
+    async def deliveries(self) -> tuple[int, int]:
+        """How many messages the consumer has delivered, and in how many deliveries."""
+        from pulse.adapters.nats.jetstream import ConsumerAnswer, request
+
+        async with connection(self.nats.url, name="test") as client:
+            answer = await request(
+                client, f"CONSUMER.INFO.{TELEMETRY}.{INGEST_WORKERS}", {}, ConsumerAnswer, doing="ask"
+            )
+        return answer.delivered.stream_seq, answer.delivered.consumer_seq
+
+    async def stored_exactly(self, *loads: Load, dead: int = 0) -> None:
+        """The oracle."""
+        wanted = {reading: seq for each in loads for reading, seq in each.acknowledged.items()}
+        await self.drained(accepted=len(wanted) + dead)
+        rows = await self.fetch("SELECT metrics->>'reading' AS reading, position FROM telemetry")
+        counts = Counter(row["reading"] for row in rows)
+        lost = sorted(wanted.keys() - counts.keys())
+        doubled = sorted(reading for reading, count in counts.items() if count > 1)
+        assert not lost, f"{len(lost)} readings that were answered 202 are not stored: {lost[:10]}"
+        assert not doubled, f"{len(doubled)} readings are stored more than once: {doubled[:10]}"
+        assert counts.keys() == wanted.keys(), "something is stored that was never answered 202"
+        moved = [row["reading"] for row in rows if row["position"] & SEQUENCE_MAX != wanted[row["reading"]]]
+        assert not moved, f"not at the position that the answer named: {moved[:10]}"
+        (final,) = await self.audit()
+        assert (final.stored, final.dead, final.in_flight, final.expired) == (len(wanted), dead, 0, 0), final
+        async with open_auditor(self.settings) as auditor:
+            assert (await auditor.check_rows(final.epoch)).agrees
+        assert len(await self.dead_letters()) == dead
+
+    async def epochs(self) -> list[int]:
+        """Of all rows, in ascending order."""
+        rows = await self.fetch(
+            "SELECT DISTINCT position >> $1 AS epoch FROM telemetry ORDER BY epoch", SEQUENCE_BITS
+        )
+        return [row["epoch"] for row in rows]
+
+
+def freeze(pid: int) -> Callable[[], None]:
+    """SIGSTOP to a process and all its descendants; returns what thaws them."""
+    parent = psutil.Process(pid)
+    parent.suspend()
+    frozen = [parent, *parent.children(recursive=True)]
+    for each in frozen:
+        each.suspend()
+
+    def thaw() -> None:
+        for each in frozen:
+            each.resume()
+
+    return thaw
