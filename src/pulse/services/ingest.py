@@ -54,7 +54,7 @@ class Source(Protocol):
         """Done with these, for good."""
 
     async def keep_alive(self, messages: Sequence[Message]) -> None:
-        """Still working on these: start their ack wait anew."""
+        """Still working on these: start their ack wait anew, and that of what arrived and was not fetched yet."""
 
     async def give_back(self, messages: Sequence[Message]) -> None:
         """Deliver these again, at once, to whoever asks."""
@@ -220,11 +220,13 @@ class IngestWorker:
         while True:
             before = set(self._in_hand)
             await asyncio.sleep(KEEP_ALIVE_S)
-            for batch in before & self._in_hand:
-                try:
-                    await self._source.keep_alive(batch.messages)
-                except Outage as outage:
-                    log.warning("messages may be redelivered", error=str(outage), messages=len(batch.messages))
+            messages = [message for batch in before & self._in_hand for message in batch.messages]
+            if not messages:
+                continue
+            try:
+                await self._source.keep_alive(messages)
+            except Outage as outage:
+                log.warning("messages may be redelivered", error=str(outage), messages=len(messages))
 
     async def _give_back(self, batch: Batch) -> None:
         try:

@@ -111,16 +111,17 @@ class PullConsumer:
         if len(self._buffer) < self._batch_max:
             self._full.clear()
             await _within(self._linger_s, self._full)
-        messages = [self._buffer.popleft() for _ in range(min(len(self._buffer), self._batch_max))]
-        if not self._buffer:
-            self._arrived.clear()
+        # Counted before the stream is asked, taken after: an outage of the asking leaves all of it here.
+        count = min(len(self._buffer), self._batch_max)
         before, after = self._created_ns, await self._created()
         if before != after:
-            log.warning("stream was made anew; what arrived is left to be redelivered", messages=len(messages))
-            self._buffer.clear()
-            self._arrived.clear()
+            log.warning("stream was made anew; what arrived is left to be redelivered", messages=len(self._buffer))
             self._created_ns = after
-            return None
+            count = 0
+            self._buffer.clear()
+        messages = [self._buffer.popleft() for _ in range(count)]
+        if not self._buffer:
+            self._arrived.clear()
         return Fetched(after, messages) if messages else None
 
     async def ack(self, messages: Sequence[Message]) -> None:
@@ -128,8 +129,8 @@ class PullConsumer:
         await self._answer(messages, ACK)
 
     async def keep_alive(self, messages: Sequence[Message]) -> None:
-        """Start the ack wait of each anew. Raises Outage."""
-        await self._answer(messages, IN_PROGRESS)
+        """Start the ack wait anew of each, and of what waits here to be fetched. Raises Outage."""
+        await self._answer([*messages, *self._buffer], IN_PROGRESS)
 
     async def give_back(self, messages: Sequence[Message]) -> None:
         """Have each delivered again at once. Raises Outage."""
