@@ -67,7 +67,8 @@ class Turn(msgspec.Struct, frozen=True):
 
 async def take_turn(way: str, publish: Publish, *, callers: int, seconds: float) -> Turn:
     """Let `callers` publish as fast as they get answers."""
-    ids = (f"{way}-{secrets.token_hex(4)}-{number}" for number in itertools.count())
+    name = f"{way}-{secrets.token_hex(4)}"
+    ids = (f"{name}-{number}" for number in itertools.count())
     waits: list[float] = []
 
     async def caller() -> None:

@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -202,7 +203,7 @@ async def test_a_batch_whose_answer_was_lost_is_stored_once_and_its_callers_lear
 
     async with Proxy(nats) as proxy:
         behind = await connect(proxy.url, name="behind the proxy")
-        async with committing(behind) as committer:
+        async with committing(behind, attempt_timeout_s=2 * LIMIT_S) as committer:
             proxy.withholds = True
             publishing = asyncio.create_task(publish_all(committer, ids))
             await until(is_stored)
@@ -414,6 +415,34 @@ async def test_a_message_above_max_payload_is_refused_alone(client: PulseClient)
         assert isinstance(outcomes[1], Refusal)
         assert outcomes[1].reason is Reason.TOO_LARGE
     assert client.stats["reconnects"] == 0
+
+
+async def test_a_server_that_comes_back_with_a_smaller_max_payload_is_not_sent_what_it_would_hang_up_on(
+    nats_server_factory: NatsServerFactory, scratch: Path
+) -> None:
+    first = nats_server_factory(scratch / "nats", password="secret")
+    first.start()
+    async with connection(first.url, name="test") as client:
+        await make_stream(client)
+        async with committing(client, attempt_timeout_s=2 * LIMIT_S) as committer:
+            assert first.pid is not None
+            psutil.Process(first.pid).send_signal(signal.SIGSTOP)
+            publishing = asyncio.gather(
+                *(outcome(committer, f"m{number}", bytes(200_000 if number == 3 else 10)) for number in range(6))
+            )
+            await asyncio.sleep(0)
+            first.kill()
+            second = nats_server_factory(
+                scratch / "nats",
+                password="secret",
+                port=first.port,
+                monitor_port=first.monitor_port,
+                extra_conf="max_payload: 100KB",
+            )
+            await asyncio.to_thread(second.start)
+            outcomes = await publishing
+        assert [type(one) for one in outcomes] == [Receipt, Receipt, Receipt, Refusal, Receipt, Receipt]
+        assert client.stats["reconnects"] == 1
 
 
 async def test_a_message_above_the_streams_own_bound_is_refused_alone(client: PulseClient) -> None:

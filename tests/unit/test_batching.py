@@ -232,6 +232,18 @@ def test_an_id_that_was_seen_stored_goes_alone_and_does_not_refuse_a_batch() -> 
     assert len(stream.stored) == 50
 
 
+def test_repetitions_that_wait_for_a_slot_do_not_hold_up_the_others() -> None:
+    lane = make_lane(alone_in_flight_max=2)
+    stream = Stream()
+    for note in notes(30):
+        lane.add(note)
+    [request] = take_all(lane)
+    execute(lane, request, stream.store(request))
+    for note in notes(60):
+        lane.add(note)
+    assert [len(request.messages) for request in take_all(lane)] == [1, 1, 30]
+
+
 def test_an_id_whose_fate_is_unknown_is_not_taken_for_stored() -> None:
     """After an outage thousands come back; what was not stored is to travel in batches."""
     lane = make_lane()
@@ -256,7 +268,7 @@ def test_the_last_ids_are_remembered_within_the_bound(ids_max: int, ids: list[by
     assert sum(bytes([number]) in remembered for number in range(256)) <= ids_max
 
 
-def test_a_refused_batch_is_divided_into_tenths_and_only_the_refused_tenth_further() -> None:
+def test_a_refused_batch_is_divided_into_quarters_and_only_the_refused_quarter_further() -> None:
     """One message that the stream has already, among 1000."""
     lane = make_lane(batches_in_flight_max=1000)
     stream = Stream(stored=[b"567"])
@@ -268,7 +280,7 @@ def test_a_refused_batch_is_divided_into_tenths_and_only_the_refused_tenth_furth
         for request in requests:
             sent.append(len(request.messages))
             told |= execute(lane, request, stream.store(request))
-    assert sent == [1000] + [100] * 10 + [1] * 100
+    assert sent == [1000] + [250] * 4 + [63, 63, 63, 61] + [1] * 63
     assert told[b"567"] == 1
     assert len(told) == len(set(told.values())) == 1000
 

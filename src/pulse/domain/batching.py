@@ -1,7 +1,7 @@
 """Group commit without its I/O: which messages travel together, and what JetStream's answer means for them.
 
     add ─► waiting ─► take ─► request on its way ─► answer ─► judge ─┬─ STORED      each message its own sequence
-              ▲                                                      ├─ DIVIDE      tenths of it, then one by one
+              ▲                                                      ├─ DIVIDE      quarters of it, at last one by one
             again ◄──────────── divide, resend ◄─────────────────────┼─ ONE_BY_ONE  the stream takes no batches
                                                                      ├─ LATER       the same again, after a pause
                                                                      └─ FULL, REFUSED: its callers are told
@@ -28,18 +28,18 @@ import msgspec
 
 BATCH_MESSAGES_MAX = 1000
 """The server's own bound on an atomic batch; a larger one is refused with 10199."""
-DIVISOR = 10
-"""One repeated id among 1000 messages: 9 batches of 100 and 100 plain publishes, in place of 1000 plain publishes."""
+DIVISOR = 4
+"""One repeated id among 1000 messages: 3 batches of 250, 3 of 63 and some 63 plain publishes, not 1000 of those."""
 PART_MIN = 20
-"""A batch costs the server a staging file and the syncs of about ten plain publishes; a smaller part would lose."""
+"""A batch costs the server a staging file and as much time as some 16 plain publishes; a smaller part would lose."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
     """What bounds one lane; docs/adr/0005 has the measurements behind the defaults."""
 
-    batch_min: int = 8
-    """Fewer messages than this go as plain publishes: a batch costs the server as much as some ten of them."""
+    batch_min: int = 16
+    """Fewer messages than this go as plain publishes: a batch costs the server as much as some 16 of them."""
     batch_max: int = BATCH_MESSAGES_MAX
     batch_bytes_max: int = 1024 * 1024
     batches_in_flight_max: int = 4
@@ -143,7 +143,7 @@ class Lane(Generic[M]):
             request.messages = [message for message in request.messages if not message.settled]
             if request.messages:
                 return self._occupy(request)
-        while self._waiting and not self._again:
+        while self._waiting:
             count = self._next_count()
             messages = self._gather(count)
             if messages:

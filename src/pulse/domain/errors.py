@@ -2,6 +2,7 @@
 
     PulseError
      ├── Refusal               the sender is at fault: a 4xx at the edge, a dead letter at a worker
+     │    └── LimitExceeded    it is larger, or comes more often, than a limit of ours allows
      ├── Outage                a system is away: wait, retry; nobody's message is at fault
      │    └── Overloaded       it is there, but what waits for it has reached its bound
      ├── ConfigurationError    the operator can mend it: settings, topology, ports        (exit code 2)
@@ -36,26 +37,54 @@ class Reason(StrEnum):
     INVALID_ENVELOPE = "invalid_envelope"
     INVALID_PAYLOAD = "invalid_payload"
     INVALID_SUBJECT = "invalid_subject"
+    INVALID_REQUEST = "invalid_request"
     TIMESTAMP_OUT_OF_RANGE = "timestamp_out_of_range"
+    INVALID_ENCODING = "invalid_encoding"
     TOO_LARGE = "too_large"
+    RATE_LIMITED = "rate_limited"
     UNSUPPORTED_TYPE = "unsupported_type"
     UNAUTHENTICATED = "unauthenticated"
     FORBIDDEN = "forbidden"
     NOT_FOUND = "not_found"
     CONFLICT = "conflict"
     REFUSED_BY_DATABASE = "refused_by_database"
+    MAX_DELIVERIES = "max_deliveries"
 
 
 class Refusal(PulseError):
     """A message or request that can never be accepted as it is.
 
-    `field` is the path of the value at fault (`metrics.temp`), empty where it is the whole body.
+    `field` is the path of the value at fault (`metrics.temp`), empty where it is the whole body; `position` is the
+    offset in bytes at which reading the body as JSON stopped.
     """
 
-    def __init__(self, reason: Reason, message: str, *, field: str = "") -> None:
+    def __init__(self, reason: Reason, message: str, *, field: str = "", position: int | None = None) -> None:
         super().__init__(message)
         self.reason = reason
         self.field = field
+        self.position = position
+
+
+class LimitExceeded(Refusal):
+    """A bound of ours: `limit` is the name of its setting, `value` what that allows.
+
+    A bound of rate, which ends by itself, has a `retry_after_s`.
+    """
+
+    def __init__(
+        self,
+        reason: Reason,
+        message: str,
+        *,
+        limit: str,
+        value: float,
+        field: str = "",
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(reason, message, field=field)
+        self.limit = limit
+        self.value = value
+        self.retry_after_s = retry_after_s
 
 
 class Outage(PulseError):

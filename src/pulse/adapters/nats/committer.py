@@ -81,6 +81,8 @@ class GroupCommitter:
         self._flights = Flights(attempt_timeout_s=attempt_timeout_s)
         self._batch_prefix = secrets.token_urlsafe(6).encode()
         self._inbox = b""
+        self._loop: asyncio.AbstractEventLoop
+        """Kept: up to CPython 3.11 asking for the running loop is a system call, and a submit would ask twice."""
         self._subscription: Subscription | None = None
         self._connection = 0
         self._accepting = False
@@ -113,9 +115,9 @@ class GroupCommitter:
         lane = self._lanes.get(subject.partition(".")[0])
         if lane is None:
             raise Refusal(Reason.INVALID_SUBJECT, f"no stream is known for {subject}", field="subject")
-        loop = asyncio.get_running_loop()
-        future = loop.create_future()
-        message = Publication(subject.encode(), body, message_id.encode(), loop.time() + self._timeout_s, future)
+        deadline = self._loop.time() + self._timeout_s
+        future: asyncio.Future[Receipt] = self._loop.create_future()
+        message = Publication(subject.encode(), body, message_id.encode(), deadline, future)
         if message.size > self._client.max_payload:
             raise _too_large()
         if self._pending.add(lane, message):
@@ -159,6 +161,7 @@ class GroupCommitter:
             self._inbox = inbox.encode() + b"."
             self._subscription = await self._client.subscribe(f"{inbox}.*", cb=self._on_reply)
             self._connection = self._client.stats["reconnects"]
+            self._loop = asyncio.get_running_loop()
             self._accepting = True
 
     async def _drain(self) -> None:
@@ -174,14 +177,14 @@ class GroupCommitter:
         """Send at the end of this turn of the loop, so that all that is published in it travels together."""
         if not self._pump_is_due:
             self._pump_is_due = True
-            asyncio.get_running_loop().call_soon(self._pump)
+            self._loop.call_soon(self._pump)
 
     def _pump(self) -> None:
         self._pump_is_due = False
         if not self._client.is_connected:
             return
         frames: list[bytes] = []
-        now, connection = asyncio.get_running_loop().time(), self._client.stats["reconnects"]
+        now, connection = self._loop.time(), self._client.stats["reconnects"]
         for lane in self._streams:
             while (request := lane.take()) is not None:
                 token = self._flights.start(Flight(request, lane, now, connection))
@@ -206,13 +209,15 @@ class GroupCommitter:
         client.stats["out_msgs"] += len(frames)
         client.stats["out_bytes"] += len(data)
         if client._flush_queue is not None and client._flush_queue.empty():
-            client._flush_queue.put_nowait(asyncio.get_running_loop().create_future())
+            client._flush_queue.put_nowait(self._loop.create_future())
 
     async def _on_reply(self, reply: Msg) -> None:
         flight = self._flights.land(int(reply.subject[len(self._inbox) :]))
         if flight is None:
             return
-        now = asyncio.get_running_loop().time()
+        if flight.lane.is_full:
+            self._pump()  # before its callers wake up, so that the server has work while they do
+        now = self._loop.time()
         if reply.headers is not None and reply.headers.get("Status") == NO_RESPONDERS:
             self._flights.park(flight, NO_STREAM, now=now)
         else:
@@ -222,10 +227,7 @@ class GroupCommitter:
                 self._flights.park(flight, NO_PUBACK, now=now)
             else:
                 self._execute(flight, ack, now=now)
-        if flight.lane.is_full:
-            self._pump()
-        else:
-            self._pump_soon()
+        self._pump_soon()
 
     def _execute(self, flight: Flight, ack: Ack, *, now: float) -> None:
         request, lane, messages = flight.request, flight.lane, flight.request.messages
@@ -251,7 +253,7 @@ class GroupCommitter:
                 self._pending.fail(lane, messages, partial(self._outage, f"stream {ack.stream} refuses: {error}"))
 
     def _tick(self) -> None:
-        now = asyncio.get_running_loop().time()
+        now = self._loop.time()
         self._give_up_overdue(now)
         if not self._client.is_connected:
             return
@@ -270,9 +272,8 @@ class GroupCommitter:
                     break
                 overdue.append(message)
             if overdue:
-                why = self._client.denied_since(time.monotonic() - 2 * self._timeout_s) or self._flights.trouble_of(
-                    lane
-                )
+                denied = self._client.denied_since(time.monotonic() - 2 * self._timeout_s)
+                why = denied or self._flights.trouble_of(lane)
                 self._pending.fail(lane, overdue, partial(self._outage, f"JetStream did not answer in time: {why}"))
 
     def _refuse_oversized(self) -> None:
