@@ -93,17 +93,24 @@ class Load:
             message = self._next
             self._next += 1
             due_at = self._began_at + message / plan.rate
-            while (early_s := due_at - time.monotonic()) > 0 and not self._stop.is_set():
-                await asyncio.sleep(min(early_s, STOP_LOOK_S))
-            if self._stop.is_set() or time.monotonic() > ends_at:
+            now = await self._wait_until(due_at)
+            if self._stop.is_set() or now > ends_at:
                 return
-            self.tally.late += early_s < -LATE_S
+            self.tally.late += now > due_at + LATE_S
             if plan.fleet.chosen(message, fraction=plan.duplicates, purpose=DUPLICATES):
                 self.tally.sent_twice += 1
                 made = self._make(message)
                 await asyncio.gather(self._deliver(message, made, due_at), self._deliver(message, made, due_at))
             else:
                 await self._deliver(message, self._make(message), due_at)
+
+    async def _wait_until(self, due_at: float) -> float:
+        """The time when it has come to `due_at`, or when `stop` is set."""
+        while True:
+            now = time.monotonic()
+            if now >= due_at or self._stop.is_set():
+                return now
+            await asyncio.sleep(min(due_at - now, STOP_LOOK_S))
 
     def _make(self, number: int) -> tuple[Message, int]:
         """The message of that number, and the time that it carries."""
@@ -143,9 +150,7 @@ class Load:
         tally.settle(number, Outcome.ACCEPTED)
         if self._probe is not None and not self._probe.done():
             seq = self._plan.seq_base + number // self._plan.fleet.size
-            self._probe.set_result(
-                Sent(device_id=message.device_id, ts_ms=ts_ms, seq=seq, started_at=started_at)
-            )
+            self._probe.set_result(Sent(device_id=message.device_id, ts_ms=ts_ms, seq=seq, started_at=started_at))
 
     async def _measure(self, reader: RunReader) -> None:
         """Take one accepted message after the other and wait until its row can be seen."""

@@ -25,6 +25,8 @@ KINDS = ("thermostat", "meter", "thermostat", "door", "meter", "thermostat")
 SITE_SIZE = 25
 """Devices of one building."""
 BATTERY_S = 400 * DAY_S
+INSTALLED_S = 1_700_000_000
+"""When the fleet was installed (November 2023), since when its counters count."""
 
 _MASK = (1 << 64) - 1
 
@@ -122,7 +124,7 @@ def _meter(device: Character, at_s: float) -> Metrics:
         "voltage": round(voltage, 1),
         "power_w": round(power_w, 1),
         "current_a": round(power_w / voltage, 3),
-        "energy_kwh": round(mean_w * at_s / 3_600_000, 3),
+        "energy_kwh": round(mean_w * max(0.0, at_s - INSTALLED_S) / 3_600_000, 3),
         "relay_closed": True,
         "tariff": "day" if _daylight(at_s) > 0.3 else "night",
     }
@@ -136,7 +138,7 @@ def _door(device: Character, at_s: float) -> Metrics:
     return {
         "open": is_open,
         "state": "open" if is_open else "closed",
-        "openings": int(visit),
+        "openings": max(0, int(visit - INSTALLED_S // visit_s)),
         "battery_v": round(3.6 - 0.6 * battery_used, 3),
         "rssi_dbm": round(-60 + 12 * device.drift(at_s, period_s=120, channel=3)),
     }

@@ -137,4 +137,3 @@ def compare(tally: Tally, rows: Mapping[int, StoredRows], *, seq_base: int) -> S
         unexpected += len(found.seqs - expected)
         duplicates += found.rows - len(found.seqs)
     return Storage(accepted=accepted, stored=stored, missing=missing, unexpected=unexpected, duplicates=duplicates)
-

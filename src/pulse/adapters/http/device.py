@@ -1,13 +1,14 @@
 """A device's side of the gateway: sends one message until it is answered for good, as a well made device does.
 
-    202, any 4xx but 408 and 429         final
-    408, 429, 5xx, no answer             sent again under the same Idempotency-Key, so that it is stored once:
-                                         after `Retry-After`, or after a backoff, for RETRY_S_MAX at most
+202, any 4xx but 408 and 429         final
+408, 429, 5xx, no answer             sent again under the same Idempotency-Key, so that it is stored once:
+                                     after `Retry-After`, or after a backoff, for RETRY_S_MAX at most
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import time
 from collections.abc import AsyncIterator, Callable
@@ -129,9 +130,10 @@ class DeviceClient:
             ) as response:
                 await response.read()
         except (aiohttp.ClientError, OSError) as error:
-            why = error.strerror if isinstance(error, OSError) and error.strerror else type(error).__name__
+            number = error.errno if isinstance(error, OSError) else None
+            why = os.strerror(number) if number else type(error).__name__
             raise Outage(
-                SYSTEM, f"no gateway answers at {self._url}: {why}", hint="is it running? `pulse up` starts one"
+                SYSTEM, f"no gateway answers at {self._url} ({why})", hint="is it running? `pulse up` starts one"
             ) from error
 
 

@@ -11,6 +11,7 @@ import asyncio
 import secrets
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from datetime import datetime
 
 import msgspec
 from nats.aio.client import Client
@@ -54,13 +55,17 @@ class Interrupted(Exception):
 
 
 class Message(msgspec.Struct, frozen=True):
-    """One message: `sequence` in the stream, `pending` how many more there were behind it when it was sent."""
+    """One message: `sequence` in the stream, `pending` how many more there were behind it when it was sent.
+
+    `stored_ns` is when the stream took it, in nanoseconds since 1970.
+    """
 
     subject: str
     data: bytes
     headers: Mapping[str, str] | None
     sequence: int
     pending: int
+    stored_ns: int
 
 
 class Following:
@@ -124,9 +129,18 @@ class Following:
 
 @asynccontextmanager
 async def follow(
-    client: Client, *, stream: str, from_sequence: int = 1, headers_only: bool = False, timeout_s: float = 5.0
+    client: Client,
+    *,
+    stream: str,
+    from_sequence: int = 1,
+    from_time: datetime | None = None,
+    subject: str | None = None,
+    headers_only: bool = False,
+    timeout_s: float = 5.0,
 ) -> AsyncIterator[Following]:
-    """Follow `stream` from `from_sequence` on; the consumer ends with the block.
+    """Follow `stream` from `from_sequence` or `from_time` (aware) on; the consumer ends with the block.
+
+    `subject` (wildcards allowed) leaves out all others: then sequences have gaps.
 
     Raises Interrupted where there is no such stream, Outage where NATS does not answer, ConfigurationError where it
     refuses.
@@ -141,6 +155,11 @@ async def follow(
         "deliver_subject": inbox,
         "headers_only": headers_only,
     }
+    if from_time is not None:
+        del config["opt_start_seq"]
+        config |= {"deliver_policy": "by_start_time", "opt_start_time": from_time.isoformat()}
+    if subject is not None:
+        config["filter_subject"] = subject
     with mapped(doing):
         subscription = await client.subscribe(inbox, cb=queue.put)
     try:
@@ -169,6 +188,6 @@ def _parse(message: Msg) -> tuple[int, Message]:
     domain and an account after ACK, and a token more at the end, where it came through a leaf node.
     """
     tokens = message.reply.split(".")
-    stream_sequence, consumer_sequence, _, pending = tokens[5:9] if len(tokens) == 9 else tokens[7:11]
-    parsed = Message(message.subject, message.data, message.headers, int(stream_sequence), int(pending))
+    stream_sequence, consumer_sequence, stored_ns, pending = tokens[5:9] if len(tokens) == 9 else tokens[7:11]
+    parsed = Message(message.subject, message.data, message.headers, int(stream_sequence), int(pending), int(stored_ns))
     return int(consumer_sequence), parsed

@@ -1,0 +1,101 @@
+"""Waiting until nothing is on its way any more, by the word of the audit."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol
+
+import msgspec
+from rich.progress import Progress, TextColumn
+
+from pulse.app import TELEMETRY
+from pulse.cli.context import progress_console
+from pulse.domain.audit import StreamAudit
+from pulse.domain.errors import Outage
+
+POLL_S = 0.25
+BUSY_S = 5.0
+"""After so long it is also enough that all of ours is stored: others may keep the system from ever being idle."""
+STALL_S_MAX = 60.0
+"""How long nothing may move, an outage included, before the wait is given up."""
+DRAIN_S_MAX = 1800.0
+
+
+class Auditor(Protocol):
+    """What is audited; raises Outage."""
+
+    async def audit(self, stream: str) -> Sequence[StreamAudit]:
+        """One equation a making of the stream."""
+
+
+class AuditTotals(msgspec.Struct, frozen=True, kw_only=True):
+    """The equation over all makings of the stream, in messages."""
+
+    accepted: int
+    stored: int
+    dead: int
+    in_flight: int
+    expired: int
+    balanced: bool
+
+    def since(self, before: AuditTotals) -> AuditTotals:
+        """What was added."""
+        return AuditTotals(
+            accepted=self.accepted - before.accepted,
+            stored=self.stored - before.stored,
+            dead=self.dead - before.dead,
+            in_flight=self.in_flight - before.in_flight,
+            expired=self.expired - before.expired,
+            balanced=self.balanced,
+        )
+
+
+async def read_totals(auditor: Auditor) -> AuditTotals:
+    """The audit as it is now. Raises Outage."""
+    audits = await auditor.audit(TELEMETRY)
+    return AuditTotals(
+        accepted=sum(each.accepted for each in audits),
+        stored=sum(each.stored for each in audits),
+        dead=sum(each.dead for each in audits),
+        in_flight=sum(each.in_flight for each in audits),
+        expired=sum(each.expired for each in audits),
+        balanced=all(each.balanced for each in audits),
+    )
+
+
+async def drain(auditor: Auditor, *, all_stored: Callable[[], Awaitable[bool]]) -> AuditTotals:
+    """The audit once nothing is in flight; or once all of ours is stored, or nothing has moved for STALL_S_MAX.
+
+    An outage is waited out for as long; then it is raised.
+    """
+    began_at = moved_at = time.monotonic()
+    least: int | None = None
+    with Progress(
+        TextColumn("{task.description}"),
+        console=progress_console,
+        transient=True,
+        disable=not progress_console.is_terminal,
+    ) as progress:
+        shown = progress.add_task("waiting for the pipeline")
+        while True:
+            outage: Outage | None = None
+            try:
+                totals = await read_totals(auditor)
+                if totals.in_flight == 0:
+                    return totals
+                if least is None or totals.in_flight < least:
+                    least, moved_at = totals.in_flight, time.monotonic()
+                if time.monotonic() - began_at > BUSY_S and await all_stored():
+                    return totals
+                progress.update(shown, description=f"waiting for the pipeline: {totals.in_flight:,} in flight")
+            except Outage as error:
+                outage = error
+                progress.update(shown, description=f"waiting for {outage.system}: {outage.message}")
+            now = time.monotonic()
+            if now - moved_at > STALL_S_MAX or now - began_at > DRAIN_S_MAX:
+                if outage is not None:
+                    raise outage
+                return totals
+            await asyncio.sleep(POLL_S)

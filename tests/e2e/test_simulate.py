@@ -1,0 +1,186 @@
+"""`pulse simulate` on a running instance: its table is the truth, and it says so where it is not a good one."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import asyncpg
+
+from pulse_up import Instance, wait_for
+
+LIMIT_S = 90.0
+
+
+def simulate(on: Instance, *arguments: str) -> list[str]:
+    return on.command("simulate", "--json", "--devices", "20", *arguments)
+
+
+@contextmanager
+def simulating(on: Instance, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """A run under way, on a tenant of its own; the first of its rows are stored."""
+    tenant = arguments[arguments.index("--tenant") + 1]
+    process = subprocess.Popen(
+        simulate(on, *arguments),
+        cwd=on.folder,
+        env=on.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        wait_for(lambda: rows(on, tenant) > 0 or process.poll() is not None, "rows of the run are stored")
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def ended(process: subprocess.Popen[str]) -> tuple[int, dict[str, Any], str]:
+    output, error = process.communicate(timeout=LIMIT_S)
+    assert output, error
+    return process.returncode, json.loads(output), error
+
+
+def fetch(on: Instance, sql: str, *arguments: object) -> Any:
+    async def run() -> Any:
+        connection = await asyncpg.connect(on.database_url)
+        try:
+            return await connection.fetchval(sql, *arguments)
+        finally:
+            await connection.close()
+
+    return asyncio.run(run())
+
+
+def rows(on: Instance, tenant: str) -> int:
+    return int(fetch(on, "SELECT count(*) FROM telemetry WHERE tenant_id = $1", tenant))
+
+
+def test_accepted_is_stored_each_message_once_and_the_audit_agrees(running: Instance) -> None:
+    done = subprocess.run(
+        simulate(
+            running,
+            "--tenant",
+            "sim-1",
+            "--rate",
+            "300",
+            "--duration",
+            "2",
+            "--heartbeats",
+            "0.1",
+            "--duplicates",
+            "0.2",
+        ),
+        cwd=running.folder,
+        env=running.environment,
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["ok"]
+    assert report["sent"] + report["never_sent"] == 600
+    assert report["accepted"] + report["heartbeats"] == report["sent"]
+    assert report["heartbeats"] > 0
+    assert report["recognised_as_duplicate"] == report["sent_twice"] > 0
+    assert report["storage"] == {
+        "accepted": report["accepted"],
+        "stored": report["accepted"],
+        "missing": 0,
+        "unexpected": 0,
+        "duplicates": 0,
+    }
+    assert rows(running, "sim-1") == report["accepted"]
+    assert report["latency"]["count"] == report["answers"]["202"]
+    assert report["stored_after"]["count"] > 0
+    assert running.pulse("audit").returncode == 0
+
+
+def test_a_row_that_is_missing_is_found(running: Instance) -> None:
+    with simulating(running, "--tenant", "sim-2", "--rate", "50", "--duration", "3") as process:
+        fetch(
+            running,
+            "DELETE FROM telemetry WHERE tenant_id = $1 AND (tableoid, ctid) IN "
+            "(SELECT tableoid, ctid FROM telemetry WHERE tenant_id = $1 LIMIT 1)",
+            "sim-2",
+        )
+        code, report, error = ended(process)
+    assert (code, report["ok"], report["storage"]["missing"]) == (1, False, 1)
+    assert error.endswith("pulse: 1 accepted messages are not stored\n")
+
+
+def test_a_row_that_is_there_twice_is_found(running: Instance) -> None:
+    with simulating(running, "--tenant", "sim-3", "--rate", "50", "--duration", "3") as process:
+        # as another position, so that only a comparison message by message can tell
+        fetch(
+            running,
+            "INSERT INTO telemetry SELECT ts, tenant_id, device_id, seq, site_id, metrics, 0 "
+            "FROM telemetry WHERE tenant_id = $1 LIMIT 1",
+            "sim-3",
+        )
+        code, report, _ = ended(process)
+    assert (code, report["ok"], report["storage"]["missing"], report["storage"]["duplicates"]) == (1, False, 0, 1)
+    fetch(running, "DELETE FROM telemetry WHERE tenant_id = $1 AND position = 0", "sim-3")
+
+
+def test_ctrl_c_ends_the_sending_and_not_the_check(running: Instance) -> None:
+    with simulating(running, "--tenant", "sim-4", "--rate", "100", "--duration", "600") as process:
+        process.send_signal(signal.SIGINT)
+        code, report, _ = ended(process)
+    assert (code, report["ok"], report["interrupted"]) == (0, True, True)
+    assert 0 < report["accepted"] == report["sent"] < report["planned"] == 60_000
+    assert rows(running, "sim-4") == report["accepted"]
+
+
+def test_a_second_ctrl_c_ends_it_at_once(running: Instance) -> None:
+    """It is held in its check by a lock, so the second signal cannot come too late."""
+
+    async def press_twice(process: subprocess.Popen[str]) -> None:
+        connection = await asyncpg.connect(running.database_url)
+        async with connection.transaction():
+            await connection.execute("LOCK TABLE ledger IN ACCESS EXCLUSIVE MODE")
+            process.send_signal(signal.SIGINT)
+            assert process.stderr is not None
+            while "Ctrl-C again" not in await asyncio.to_thread(process.stderr.readline):
+                assert process.poll() is None
+            process.send_signal(signal.SIGINT)
+            async with asyncio.timeout(LIMIT_S):
+                assert await asyncio.to_thread(process.wait) == 130
+        await connection.close()
+
+    with simulating(running, "--tenant", "sim-5", "--rate", "100", "--duration", "600") as process:
+        asyncio.run(press_twice(process))
+
+
+def test_a_killed_gateway_costs_retries_and_no_message(instance: Instance) -> None:
+    instance.start()
+    with simulating(instance, "--tenant", "sim", "--rate", "200", "--duration", "5") as process:
+        instance.child(["serve", "gateway"]).kill()
+        code, report, error = ended(process)
+    assert (code, report["ok"]) == (0, True), error
+    assert report["retried"] > 0
+    assert report["accepted"] == report["sent"]
+    assert report["answers"]["no answer"] > 0
+
+
+def test_no_gateway_is_one_line_and_makes_no_tenant(running: Instance, free_port: int) -> None:
+    done = running.pulse("simulate", "--tenant", "sim-6", "--gateway", f"http://127.0.0.1:{free_port}")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"pulse: no gateway answers at http://127.0.0.1:{free_port}")
+    assert "sim-6" not in running.pulse("tenant", "list").stdout
+
+
+def test_a_tenant_that_is_disabled_is_told_before_anything_is_sent(running: Instance) -> None:
+    assert running.pulse("tenant", "add", "sim-7").returncode == 0
+    fetch(running, "UPDATE tenants SET enabled = false WHERE tenant_id = $1", "sim-7")
+    done = running.pulse("simulate", "--tenant", "sim-7")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("pulse: tenant sim-7 is disabled")
