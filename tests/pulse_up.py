@@ -32,7 +32,7 @@ READY_S_MAX = 60.0
 COMMAND_S_MAX = 60.0
 END_S_MAX = 30.0
 """How long an ending process is waited for; that it ends within five seconds is asserted where it is the claim."""
-HEALTH_PORTS = 3
+HEALTH_PORTS = 4
 
 
 def wait_for(condition: Callable[[], bool], what: str, *, limit_s: float = READY_S_MAX) -> None:
@@ -51,9 +51,10 @@ def base_environment(**variables: str) -> dict[str, str]:
 
 @dataclass(frozen=True, kw_only=True)
 class Ports:
-    """All that an instance listens on; `health` is the first of three."""
+    """All that an instance listens on; `health` is the first of HEALTH_PORTS."""
 
     gateway: int
+    ui: int
     nats: int
     nats_monitor: int
     postgres: int
@@ -61,7 +62,7 @@ class Ports:
 
     @classmethod
     def free(cls) -> Ports:
-        """Five places that nobody has now."""
+        """Six places that nobody has now."""
         taken: set[int] = set()
 
         def take(count: int) -> int:
@@ -72,12 +73,20 @@ class Ports:
                     taken.update(wanted)
                     return first
 
-        return cls(gateway=take(1), nats=take(1), nats_monitor=take(1), postgres=take(1), health=take(HEALTH_PORTS))
+        return cls(
+            gateway=take(1),
+            ui=take(1),
+            nats=take(1),
+            nats_monitor=take(1),
+            postgres=take(1),
+            health=take(HEALTH_PORTS),
+        )
 
     def settings(self) -> dict[str, str]:
         """By the names of the settings."""
         return {
             "gateway_port": str(self.gateway),
+            "ui_port": str(self.ui),
             "embedded_nats_port": str(self.nats),
             "embedded_nats_monitor_port": str(self.nats_monitor),
             "embedded_postgres_port": str(self.postgres),
@@ -86,7 +95,8 @@ class Ports:
 
     def listened_on(self) -> list[int]:
         """Those of them that somebody listens on now."""
-        numbers = (self.gateway, self.nats, self.nats_monitor, self.postgres, *range(self.health, self.health + 3))
+        health = range(self.health, self.health + HEALTH_PORTS)
+        numbers = (self.gateway, self.ui, self.nats, self.nats_monitor, self.postgres, *health)
         return [number for number in numbers if not _is_free(number)]
 
 
@@ -108,8 +118,11 @@ class Instance:
     ports: Ports
     environment: Mapping[str, str]
     run_as: int | None = None
+    python: str = sys.executable
     more_settings: Mapping[str, str] = field(default_factory=dict)
     process: subprocess.Popen[bytes] | None = None
+    before_signal: list[psutil.Process] = field(default_factory=list)
+    """What ran when the last signal was sent."""
 
     @property
     def data_dir(self) -> Path:
@@ -118,6 +131,15 @@ class Instance:
     @property
     def gateway_url(self) -> str:
         return f"http://127.0.0.1:{self.ports.gateway}"
+
+    @property
+    def ui_url(self) -> str:
+        return f"http://127.0.0.1:{self.ports.ui}"
+
+    @property
+    def operator_key(self) -> str:
+        """The key of the control API that it made for this machine."""
+        return (self.data_dir / "operator-key").read_text("ascii").strip()
 
     @property
     def nats_url(self) -> str:
@@ -155,7 +177,7 @@ class Instance:
         """The command line of `pulse …` with this instance's settings."""
         assignments = {**self.ports.settings(), **self.more_settings}
         sets = [part for name, value in assignments.items() for part in ("--set", f"{name}={value}")]
-        return [sys.executable, "-m", "pulse", *sets, *arguments]
+        return [self.python, "-m", "pulse", *sets, *arguments]
 
     def pulse(
         self, *arguments: str, timeout_s: float = COMMAND_S_MAX, check: bool = False
@@ -175,6 +197,8 @@ class Instance:
 
     def start(self, *, wait: bool = True) -> None:
         """Run `pulse up`; with `wait`, return when it says that it is up."""
+        if self.process is not None:
+            self.process.wait(END_S_MAX)
         output = self.folder / "up.output"
         with output.open("wb") as file:
             self.process = subprocess.Popen(
@@ -204,6 +228,7 @@ class Instance:
     def signal(self, number: signal.Signals) -> None:
         """Send `number` to `pulse up` alone, as a terminal or `kill` would."""
         assert self.process is not None
+        self.before_signal = self.family()
         self.process.send_signal(number)
 
     def stop(self) -> int:
@@ -217,7 +242,8 @@ class Instance:
         """Whatever happened: nothing of it is left."""
         if self.process is None:
             return
-        family = self.family()
+        # Orphans can be found no more by their parent.
+        family = {*self.family(), *self.before_signal}
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGINT)
             try:
@@ -267,7 +293,12 @@ class Instance:
 
 
 def prepare(
-    folder: Path, *, run_as: int | None = None, settings: Mapping[str, str] | None = None, **variables: str
+    folder: Path,
+    *,
+    run_as: int | None = None,
+    python: str = sys.executable,
+    settings: Mapping[str, str] | None = None,
+    **variables: str,
 ) -> Instance:
     """An instance in `folder` that does not run yet; `variables` are added to its environment."""
     return Instance(
@@ -275,16 +306,15 @@ def prepare(
         ports=Ports.free(),
         environment=base_environment(**variables),
         run_as=run_as,
+        python=python,
         more_settings=settings or {},
     )
 
 
 @contextmanager
-def started(
-    folder: Path, *, run_as: int | None = None, settings: Mapping[str, str] | None = None, **variables: str
-) -> Iterator[Instance]:
+def started(folder: Path) -> Iterator[Instance]:
     """An instance in `folder` that is up; at the end nothing of it is left but the folder."""
-    instance = prepare(folder, run_as=run_as, settings=settings, **variables)
+    instance = prepare(folder)
     try:
         instance.start()
         yield instance

@@ -3,19 +3,21 @@
     role          services, sinks first
     gateway       group commit ◄─ gateway (HTTP), registry mirror
     ingest        ingest (pulls from JetStream, writes to PostgreSQL)
-    maintenance   maintenance (partitions, ledger, epochs, registry)
+    maintenance   maintenance (partitions, ledger, epochs, registry, count of dead letters)
+    ui            control API (HTTP), wiring/ui.py
+    rescue        rescue (pulls from DEAD_LETTERS, writes to PostgreSQL), wiring/rescue.py
 
 `serve` runs any set of roles in one process, on one connection to NATS and one pool to PostgreSQL.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 
+import msgspec
 import structlog
 from prometheus_client import CollectorRegistry
 
@@ -24,18 +26,18 @@ from pulse.adapters.nats.audit import AuditReader
 from pulse.adapters.nats.committer import GroupCommitter
 from pulse.adapters.nats.connection import PulseClient
 from pulse.adapters.nats.consumer import PullConsumer
-from pulse.adapters.nats.registry import RegistryBucket
 from pulse.adapters.nats.registry_feed import RegistryFeed
 from pulse.adapters.nats.streams import stream_state
 from pulse.adapters.postgres.ledger import LedgerReader
 from pulse.adapters.postgres.pool import Pool, open_pool
-from pulse.adapters.postgres.registry import RegistryTruth
 from pulse.adapters.postgres.telemetry import TelemetryStore
 from pulse.adapters.postgres.watch import DatabaseWatch
+from pulse.api.bodies import BodyBounds
 from pulse.api.device import DeviceApi
+from pulse.domain.limits import Rate, RateLimits, parse_overrides
 from pulse.domain.telemetry import Bounds, PayloadDecoder
 from pulse.runtime.faults import probe_for
-from pulse.runtime.health import Check, CheckStatus, Dependency, HealthServer, NotStopping, health_app
+from pulse.runtime.health import Check, Dependency, HealthServer, NotStopping, health_app
 from pulse.runtime.http import UvicornService
 from pulse.runtime.lifecycle import Service, run_services, stop_on_signals
 from pulse.runtime.metrics import GatewayMetrics, IngestMetrics, RegistryMetrics, process_registry
@@ -43,14 +45,18 @@ from pulse.runtime.settings import Settings
 from pulse.services.audit import Auditor
 from pulse.services.gateway import Gateway
 from pulse.services.ingest import IngestWorker
-from pulse.services.maintenance import Chore, Maintenance
-from pulse.services.reconcile import RegistryReconciler
 from pulse.services.registry import DeviceRegistry, RegistryMirror
+from pulse.wiring.commands import open_auditor, open_dead_letters
+from pulse.wiring.maintenance import maintenance_service
+from pulse.wiring.registry_check import RegistryCheck
+from pulse.wiring.rescue import rescue_service
+from pulse.wiring.streams import INGEST_WORKERS, TELEMETRY, state_of
+from pulse.wiring.ui import control_service
+
+__all__ = ["INGEST_WORKERS", "TELEMETRY", "Role", "open_auditor", "open_dead_letters", "serve"]
 
 log = structlog.get_logger()
 
-TELEMETRY = "TELEMETRY"
-INGEST_WORKERS = "ingest-workers"
 NATS_WAIT_S_MAX = 60.0
 """How long a starting process waits for NATS before it says so and ends, to be started again."""
 BATCH_BYTES_MAX = 32 * 1024 * 1024
@@ -63,6 +69,8 @@ class Role(StrEnum):
     GATEWAY = "gateway"
     INGEST = "ingest"
     MAINTENANCE = "maintenance"
+    UI = "ui"
+    RESCUE = "rescue"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,15 +87,7 @@ class Process:
 
     def decoder(self) -> PayloadDecoder:
         """The payload rules of the settings."""
-        return PayloadDecoder(
-            Bounds(
-                metric_count_max=self.settings.metric_count_max,
-                metric_name_length_max=self.settings.metric_name_length_max,
-                metric_string_length_max=self.settings.metric_string_length_max,
-                ts_past_s_max=self.settings.ts_past_s_max,
-                ts_future_s_max=self.settings.ts_future_s_max,
-            )
-        )
+        return PayloadDecoder(msgspec.convert(self.settings, Bounds, from_attributes=True))
 
 
 async def serve(settings: Settings, roles: Sequence[Role]) -> None:
@@ -106,7 +106,7 @@ async def serve(settings: Settings, roles: Sequence[Role]) -> None:
         pool = await stack.enter_async_context(
             open_pool(
                 settings.database_url,
-                size_max=settings.ingest_writers + 2,
+                size_max=settings.ingest_writers + 2 + (settings.ui_database_connections if Role.UI in roles else 0),
                 timeout_s=settings.database_timeout_s,
                 application_name=f"pulse {title}",
             )
@@ -125,7 +125,7 @@ async def serve(settings: Settings, roles: Sequence[Role]) -> None:
         )
         health.bind()
         services: list[Service] = [health]
-        if {Role.INGEST, Role.MAINTENANCE} & set(roles):
+        if set(roles) - {Role.GATEWAY}:
             process.checks.append(postgresql)
             services.append(DatabaseWatch(pool, up=postgresql.up, down=postgresql.down))
         for role in Role:
@@ -167,10 +167,19 @@ async def _gateway(process: Process) -> list[Service]:
         drain_s_max=settings.drain_s_max,
     )
     app = DeviceApi(
-        gateway=Gateway(publisher=committer, registry=registry, decoder=process.decoder()),
+        gateway=Gateway(
+            publisher=committer,
+            registry=registry,
+            decoder=process.decoder(),
+            limits=RateLimits(
+                device=Rate(settings.device_messages_per_s, settings.device_messages_burst),
+                tenant=Rate(settings.tenant_messages_per_s, settings.tenant_messages_burst),
+                overrides=parse_overrides(settings.tenant_messages_overrides),
+            ),
+        ),
         metrics=GatewayMetrics(process.metrics),
         durability=await _durability(process.nats),
-        body_bytes_max=settings.body_bytes_max,
+        bounds=msgspec.convert(settings, BodyBounds, from_attributes=True),
         other=health_app(checks=process.checks, registry=process.metrics),
     )
     http = UvicornService(
@@ -189,15 +198,14 @@ async def _gateway(process: Process) -> list[Service]:
 
 async def _durability(client: PulseClient) -> str:
     """What a PubAck of TELEMETRY is worth, as the stream was when this process started."""
-    state = await stream_state(client, TELEMETRY)
-    return "replicated" if state.replicas > 1 else "disk"
+    return "replicated" if (await stream_state(client, TELEMETRY)).replicas > 1 else "disk"
 
 
 async def _ingest(process: Process) -> list[Service]:
     settings = process.settings
 
     async def created_ns() -> int:
-        return (await stream_state(process.nats, TELEMETRY)).created_ns
+        return (await state_of(process.nats, TELEMETRY)).created_ns
 
     source = await process.stack.enter_async_context(
         PullConsumer(
@@ -224,62 +232,38 @@ async def _ingest(process: Process) -> list[Service]:
 
 
 async def _maintenance(process: Process) -> list[Service]:
-    settings = process.settings
-    ledger = LedgerReader(process.pool)
-    reconciler = RegistryReconciler(truth=RegistryTruth(process.pool), projection=RegistryBucket(process.nats))
-    repairs = RegistryMetrics(process.metrics)
-
-    async def partitions() -> None:
-        today = datetime.now(UTC).date()
-        for ahead in range(-1, settings.partitions_ahead_days + 1):
-            await ledger.ensure_day(today + timedelta(days=ahead))
-
-    async def epochs() -> None:
-        state = await stream_state(process.nats, TELEMETRY)
-        await ledger.observe(TELEMETRY, state.created_ns, state.last_seq)
-
-    async def registry() -> None:
-        repairs.repaired((await reconciler.reconcile_once()).total)
-
-    often_s, seldom_s = settings.maintenance_interval_s, settings.reconcile_interval_s
-    chores = [
-        Chore(name="partitions", run=partitions, interval_s=often_s),
-        Chore(name="epochs", run=epochs, interval_s=often_s),
-        Chore(name="ledger", run=ledger.merge, interval_s=often_s),
-        Chore(name="registry", run=registry, interval_s=seldom_s),
+    return [
+        maintenance_service(settings=process.settings, nats=process.nats, pool=process.pool, metrics=process.metrics)
     ]
-    return [Maintenance(chores=chores)]
 
 
-_BUILD = {Role.GATEWAY: _gateway, Role.INGEST: _ingest, Role.MAINTENANCE: _maintenance}
+async def _ui(process: Process) -> list[Service]:
+    auditor = Auditor(
+        streams=AuditReader(process.nats, consumer_of={TELEMETRY: INGEST_WORKERS}), ledger=LedgerReader(process.pool)
+    )
+    other = health_app(checks=process.checks, registry=process.metrics)
+    service = control_service(
+        settings=process.settings, nats=process.nats, pool=process.pool, auditor=auditor, other=other
+    )
+    return [service]
 
 
-class RegistryCheck:
-    """The check `registry`: not ready until all devices have been read once."""
-
-    name = "registry"
-
-    def __init__(self, registry: DeviceRegistry) -> None:
-        self._registry = registry
-        self._dependency = Dependency(self.name, detail="the devices from JetStream")
-
-    def status(self) -> CheckStatus:
-        """Where it stands now."""
-        if self._registry.ready:
-            self._dependency.up()
-        return self._dependency.status()
+async def _rescue(process: Process) -> list[Service]:
+    service = rescue_service(
+        settings=process.settings,
+        nats=process.nats,
+        pool=process.pool,
+        decoder=process.decoder(),
+        metrics=process.metrics,
+        probe=process.probe,
+    )
+    return [service]
 
 
-@asynccontextmanager
-async def open_auditor(settings: Settings) -> AsyncIterator[Auditor]:
-    """An auditor on connections of its own, for a command."""
-    async with (
-        nats_connection.connection(settings.nats_url, name="pulse audit") as client,
-        open_pool(
-            settings.database_url,
-            size_max=1,
-            timeout_s=settings.database_timeout_s,
-            application_name="pulse audit",
-        ) as pool,
-    ):
-        yield Auditor(streams=AuditReader(client, consumer_of={TELEMETRY: INGEST_WORKERS}), ledger=LedgerReader(pool))
+_BUILD = {
+    Role.GATEWAY: _gateway,
+    Role.INGEST: _ingest,
+    Role.MAINTENANCE: _maintenance,
+    Role.UI: _ui,
+    Role.RESCUE: _rescue,
+}

@@ -66,15 +66,13 @@ class _Device:
     headers: dict[str, str]
     made: Load
 
-    async def run(
-        self, numbers: itertools.count[int], name: str, stop: asyncio.Event, chance: random.Random
-    ) -> None:
+    async def run(self, numbers: itertools.count[int], name: str, stop: asyncio.Event, chance: random.Random) -> None:
         while not stop.is_set():
             number = next(numbers)
             assert number <= READINGS_MAX, "the load must be bounded"
             reading = f"{name}-{number}"
             async with asyncio.timeout(GIVE_UP_S):
-                while not await self._accepted(reading):
+                while not await self._accepted(reading):  # noqa: ASYNC110 - a retry, not a wait
                     await asyncio.sleep(RETRY_S)
             await asyncio.sleep(chance.uniform(0, PAUSE_S_MAX))
 

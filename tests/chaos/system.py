@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import signal
 import sys
 import urllib.error
@@ -22,6 +23,7 @@ import asyncpg
 import msgspec
 import psutil  # type: ignore[import-untyped]
 
+from chaos.load import DEVICES, TENANT, Load
 from pulse.adapters.embedded import ports
 from pulse.adapters.embedded.nats_server import NatsServer
 from pulse.adapters.embedded.process import ManagedProcess
@@ -42,8 +44,6 @@ from pulse.runtime.settings import Settings
 from pulse.topology.declared import Declared
 from pulse.topology.declared import load as load_declared
 
-from chaos.load import DEVICES, TENANT, Load
-
 SOURCE = Path(__file__).resolve().parents[2] / "src"
 ROUNDS = int(os.environ.get("PULSE_CHAOS_ROUNDS", "1"))
 SEED = int(os.environ.get("PULSE_CHAOS_SEED", "1"))
@@ -52,8 +52,9 @@ SEEDS = range(SEED, SEED + ROUNDS)
 ACK_WAIT_S = 2.0
 """In place of the declared 30 s, so that a redelivery does not take the whole test."""
 DRAIN_S_MAX = 45.0
-AUDIT_INTERVAL_S = 0.05
+AUDIT_PAUSE_S_MAX = 0.2
 TIMEOUT_S = 10.0
+LOG_CHARACTERS_SHOWN = 12_000
 
 
 def declared(*, ack_wait_s: float = ACK_WAIT_S) -> Declared:
@@ -75,7 +76,7 @@ async def eventually(holds: Callable[[], Awaitable[bool]], what: str, *, limit_s
     """Return once `holds` says so; fail, saying `what`, after `limit_s`."""
     try:
         async with asyncio.timeout(limit_s):
-            while not await holds():
+            while not await holds():  # noqa: ASYNC110 - what is waited for is in other processes
                 await asyncio.sleep(0.05)
     except TimeoutError:
         raise AssertionError(f"not within {limit_s} s: {what}") from None
@@ -132,9 +133,17 @@ class Role:
         await asyncio.to_thread(self._process.stop, limit_s)
         return self._process.returncode
 
+    async def died(self, times: int) -> None:
+        """Return once it has died so often under supervision."""
+
+        async def enough() -> bool:
+            return len(self.deaths) >= times
+
+        await eventually(enough, f"{self.name} died {times} times")
+
     @asynccontextmanager
     async def supervised(self, **variables: str) -> AsyncIterator[Role]:
-        """Run it, `variables` being for its first life only; at the end it is killed, and its deaths are in `deaths`."""
+        """Run it, `variables` being for its first life only; at the end it is killed; `deaths` tells."""
         await self.start(**variables)
         keeper = asyncio.create_task(self._keep(), name=f"keeper of {self.name}")
         try:
@@ -143,6 +152,8 @@ class Role:
             keeper.cancel()
             await asyncio.wait([keeper])
             self.kill()
+            sys.stdout.write(f"\n--- {self.name} died of {self.deaths}; said last:\n")
+            sys.stdout.write(self.output[-LOG_CHARACTERS_SHOWN:])
             if not keeper.cancelled():
                 keeper.result()
 
@@ -162,6 +173,22 @@ def _answers(url: str) -> bool:
             return bool(answer.status == 200)
     except (urllib.error.URLError, OSError):
         return False
+
+
+class _Slow:
+    """Makes the auditor dawdle before each reading: the order of its readings must keep it right, not its speed."""
+
+    def __init__(self, reader: object) -> None:
+        self._reader = reader
+
+    def __getattr__(self, name: str) -> Callable[..., Awaitable[object]]:
+        read = getattr(self._reader, name)
+
+        async def late(*arguments: object) -> object:
+            await asyncio.sleep(random.uniform(0, AUDIT_PAUSE_S_MAX))
+            return await read(*arguments)
+
+        return late
 
 
 @dataclass(kw_only=True)
@@ -241,15 +268,16 @@ class System:
         while not stop.is_set():
             try:
                 async with open_auditor(self.settings) as auditor:
+                    auditor._ledger = _Slow(auditor._ledger)  # type: ignore[assignment]
+                    auditor._streams = _Slow(auditor._streams)  # type: ignore[assignment]
                     while not stop.is_set():
                         for each in await auditor.audit(TELEMETRY):
                             assert each.balanced, each
                             assert each.expired == 0, each
                             assert each.stored + each.dead <= each.accepted, each
                             self.audits.append(each)
-                        await asyncio.sleep(AUDIT_INTERVAL_S)
             except Outage:
-                await asyncio.sleep(AUDIT_INTERVAL_S)
+                await asyncio.sleep(AUDIT_PAUSE_S_MAX)
 
     async def drained(self, *, accepted: int) -> None:
         """Return once the last making of the stream has accepted so many, and all of them are settled."""
@@ -306,9 +334,7 @@ class System:
 
     async def epochs(self) -> list[int]:
         """Of all rows, in ascending order."""
-        rows = await self.fetch(
-            "SELECT DISTINCT position >> $1 AS epoch FROM telemetry ORDER BY epoch", SEQUENCE_BITS
-        )
+        rows = await self.fetch("SELECT DISTINCT position >> $1 AS epoch FROM telemetry ORDER BY epoch", SEQUENCE_BITS)
         return [row["epoch"] for row in rows]
 
 

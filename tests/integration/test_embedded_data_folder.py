@@ -77,7 +77,7 @@ def servers_in(folder: Path) -> int:
 def test_everything_in_it_is_private(scratch: Path) -> None:
     with DataFolder(scratch / "made here") as folder:
         folder.secrets()
-        folder.write_instance(nats_url="nats://a", database_url="postgresql://b")
+        folder.write_instance({"nats_url": "nats://a", "database_url": "postgresql://b", "gateway_port": 8080})
         modes = {path.name: path.stat().st_mode & 0o777 for path in (folder.path, *folder.path.iterdir())}
     assert modes == {
         "made here": 0o700,
@@ -179,7 +179,7 @@ def test_a_damaged_secrets_file_is_told_and_not_replaced(scratch: Path) -> None:
 
 def test_other_commands_find_the_system_while_it_is_up(scratch: Path) -> None:
     with DataFolder(scratch) as folder:
-        folder.write_instance(nats_url="nats://u:p@127.0.0.1:1", database_url="postgresql://u:p@127.0.0.1:2/d")
+        folder.write_instance({"nats_url": "nats://u:p@127.0.0.1:1", "database_url": "postgresql://u:p@127.0.0.1:2/d"})
         settings = load(environment={}, flags={"data_dir": str(scratch)})
         assert settings.nats_url == "nats://u:p@127.0.0.1:1"
         assert settings.database_url == "postgresql://u:p@127.0.0.1:2/d"

@@ -121,7 +121,7 @@ def test_a_wrong_call_does_not_repeat_a_secret(
 def test_the_flags_of_a_command_cover_those_before_it() -> None:
     given: list[dict[str, object]] = []
 
-    def load(flags: dict[str, object]) -> tuple[Settings, dict[str, str]]:
+    def load(flags: dict[str, object], _with_instance: bool) -> tuple[Settings, dict[str, str]]:
         given.append(flags)
         return Settings(), {}
 

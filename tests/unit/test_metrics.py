@@ -9,13 +9,15 @@ from prometheus_client.parser import text_string_to_metric_families
 from pulse import __version__
 from pulse.runtime.metrics import (
     TABLE,
+    DeadLetterMetrics,
     GatewayMetrics,
     IngestMetrics,
     PublishMetrics,
     RegistryMetrics,
+    RescueMetrics,
     process_registry,
 )
-from pulse.services import gateway, ingest
+from pulse.services import gateway, ingest, rescue
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
@@ -36,6 +38,10 @@ def test_every_declared_metric_is_exposed_under_its_name_and_nothing_else() -> N
     RegistryMetrics(registry)
     second = IngestMetrics(registry)
     second.waiting("postgresql", True)
+    rescued = RescueMetrics(registry)
+    rescued.rescued("stored")
+    rescued.waiting("postgresql", True)
+    DeadLetterMetrics(registry).kept({("invalid_json", False): 3})
     exposed = {
         name.removesuffix("_bucket").removesuffix("_sum").removesuffix("_count")
         for name, _ in read(registry)
@@ -46,7 +52,11 @@ def test_every_declared_metric_is_exposed_under_its_name_and_nothing_else() -> N
 
 def test_the_classes_satisfy_what_the_services_ask_for() -> None:
     registry = CollectorRegistry()
-    asked: tuple[gateway.GatewayMetrics, ingest.IngestMetrics] = (GatewayMetrics(registry), IngestMetrics(registry))
+    asked: tuple[gateway.GatewayMetrics, ingest.IngestMetrics, rescue.RescueMetrics] = (
+        GatewayMetrics(registry),
+        IngestMetrics(registry),
+        RescueMetrics(registry),
+    )
     assert all(asked)
 
 
@@ -95,3 +105,11 @@ def test_settled_messages_are_counted_by_outcome() -> None:
 
 def test_the_build_is_told_with_its_role() -> None:
     assert read(process_registry(role="ui"))["pulse_build", (("role", "ui"), ("version", __version__))] == 1
+
+
+def test_of_dead_letters_only_what_is_kept_now_is_told() -> None:
+    registry = CollectorRegistry()
+    metrics = DeadLetterMetrics(registry)
+    metrics.kept({("invalid_json", False): 3, ("max_deliveries", True): 1})
+    metrics.kept({("invalid_json", True): 2})
+    assert read(registry) == {("pulse_dead_letters", (("reason", "invalid_json"), ("state", "replayed"))): 2}

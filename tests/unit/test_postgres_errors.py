@@ -30,6 +30,7 @@ from pulse.domain.errors import ConfigurationError, Outage
         asyncpg.IdleInTransactionSessionTimeoutError("25P03"),
         asyncpg.PostgresIOError("58030"),
         asyncpg.InterfaceError("connection is closed"),
+        asyncpg.InternalClientError("cannot switch to state 15; another operation (2) is in progress"),
         ConnectionRefusedError(),
         ConnectionResetError(),
         TimeoutError(),

@@ -27,6 +27,11 @@ COMMANDS = {
     "migrate": ("pulse.cli.migrate:migrate", "Bring the database's schema up to date."),
     "tenant": ("pulse.cli.tenant:tenant", "Add and list tenants."),
     "device": ("pulse.cli.device:device", "Add, list, show and disable devices; rotate their tokens."),
+    "key": ("pulse.cli.key:key", "Make, list and revoke keys of the control API."),
+    "dead-letters": (
+        "pulse.cli.dead_letters:dead_letters",
+        "List, show, replay and purge what could not be processed.",
+    ),
     "audit": ("pulse.cli.audit:audit", "Prove that every accepted message is accounted for."),
     "tail": ("pulse.cli.tail:tail", "Follow messages as they come."),
     "simulate": ("pulse.cli.simulate:simulate", "Be many devices, and check that every message arrived."),
@@ -79,7 +84,11 @@ def cli(ctx: click.Context, data_dir: str | None, assignments: tuple[str, ...]) 
         given = {name: value for name, value in named.items() if value is not None}
         return load_with_sources(environment=os.environ, flags={**flags, **given})
 
-    ctx.obj = Context(load=load)
+    ctx.obj = Context(
+        load=lambda more, with_instance: load_with_sources(
+            environment=os.environ, flags={**flags, **more}, with_instance=with_instance
+        )
+    )
 
 
 def main() -> None:

@@ -39,21 +39,23 @@ progress_console = Console(stderr=True)
 class Context:
     """The command line's own state; `click.pass_obj` hands it to a command."""
 
-    def __init__(self, *, load: Callable[[dict[str, object]], tuple[Settings, dict[str, str]]]) -> None:
+    def __init__(self, *, load: Callable[[dict[str, object], bool], tuple[Settings, dict[str, str]]]) -> None:
         self._load = load
 
-    def settings(self, **flags: object) -> Settings:
+    def settings(self, *, with_instance: bool = True, **flags: object) -> Settings:
         """The settings under this command's own flags; a flag that is None was not given.
+
+        `with_instance`: also what a running `pulse up` has told of itself.
 
         Whatever is logged from here on goes to stderr, warnings and worse; a role says otherwise.
         """
-        settings = self._load(flags)[0]
+        settings = self._load(flags, with_instance)[0]
         configure_logging(level="warning", log_format=settings.log_format)
         return settings
 
     def settings_and_sources(self) -> tuple[Settings, dict[str, str]]:
         """The settings, and the layer that each one comes from that is no default."""
-        return self._load({})
+        return self._load({}, True)
 
 
 def as_async(command: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, R]:

@@ -1,8 +1,8 @@
 """`pulse up`: the whole of Pulse on one machine, with nats-server and PostgreSQL as children.
 
     stage 1   nats-server, PostgreSQL              then topology and migrations, from here
-    stage 2   ingest, maintenance                  a process each
-    stage 3   gateway                              last in, first out: nothing is accepted that nobody would store
+    stage 2   ingest; maintenance with rescue      a process each
+    stage 3   gateway, ui                          last in, first out: nothing is accepted that nobody would store
 
 Each is restarted when it dies; all end with this process, however it ends.
 """
@@ -33,6 +33,7 @@ from pulse.adapters.embedded.supervisor import Supervisor
 from pulse.app import Role
 from pulse.cli.context import Context
 from pulse.cli.demo import DEMO_DEVICE, DEMO_TENANT, prepare
+from pulse.cli.key import OPERATOR_KEY_FILE, operator_key
 from pulse.runtime.logging import configure_logging
 from pulse.runtime.settings import Settings
 
@@ -40,6 +41,20 @@ STOP_S_MAX = 4.8
 """Everything ends within five seconds of Ctrl-C."""
 PROBE_TIMEOUT_S = 1.0
 
+PROCESSES = {
+    Role.GATEWAY: (Role.GATEWAY,),
+    Role.INGEST: (Role.INGEST,),
+    Role.MAINTENANCE: (Role.MAINTENANCE, Role.RESCUE),
+    Role.UI: (Role.UI,),
+}
+"""The roles of each process, which has the name, log and health port of its first one.
+
+Rescue takes in what has killed a worker. Should it die of that too, it takes along only chores that start over.
+"""
+
+TOLD_TO_OTHER_COMMANDS = (
+    "nats_url", "database_url", "gateway_host", "gateway_port", "ui_host", "ui_port", "health_host", "health_port",
+)  # fmt: skip
 ENVIRONMENT_BY_OWN_NAME = {"nats_url": "NATS_URL", "database_url": "DATABASE_URL"}
 
 
@@ -51,7 +66,7 @@ def up(context: Context, gateway_port: int | None) -> None:
 
     The data are in .pulse, or in --data-dir, and are found again at the next start.
     """
-    settings = context.settings(gateway_port=gateway_port)
+    settings = context.settings(with_instance=False, gateway_port=gateway_port)
     console = Console(stderr=True, highlight=False)
     configure_logging(level="warning", log_format=settings.log_format, role="up")
     stop = threading.Event()
@@ -83,12 +98,13 @@ def up(context: Context, gateway_port: int | None) -> None:
                 supervisor.start(nats, postgres)
             with _step(console, "streams, schema and demo tenant"):
                 demo_token = prepare(settings, folder.path)
-            folder.write_instance(nats_url=nats.url, database_url=postgres.url)
+                operator_key(settings, folder.path)
+            folder.write_instance({name: getattr(settings, name) for name in TOLD_TO_OTHER_COMMANDS})
             roles = _roles(settings, folder)
             with _step(console, "ingest and maintenance"):
                 supervisor.start(roles[Role.INGEST], roles[Role.MAINTENANCE])
-            with _step(console, "gateway"):
-                supervisor.start(roles[Role.GATEWAY])
+            with _step(console, "gateway and control API"):
+                supervisor.start(roles[Role.GATEWAY], roles[Role.UI])
             _print_ready(settings, folder, nats, demo_token)
             supervisor.wait(stop)
             folder.remove_instance()
@@ -109,7 +125,8 @@ def _ports(settings: Settings) -> Iterator[NeededPort]:
     yield NeededPort(
         purpose="the gateway", number=settings.gateway_port, setting="gateway_port", host=settings.gateway_host
     )
-    for role in Role:
+    yield NeededPort(purpose="the control API", number=settings.ui_port, setting="ui_port", host=settings.ui_host)
+    for role in PROCESSES:
         number = _health_port(settings, role)
         yield NeededPort(
             purpose=f"the health of {role}", number=number, setting="health_port", host=settings.health_host
@@ -120,13 +137,13 @@ def _roles(settings: Settings, folder: DataFolder) -> dict[Role, ManagedProcess]
     return {
         role: ManagedProcess(
             role,
-            [sys.executable, "-m", "pulse", "serve", role],
+            [sys.executable, "-m", "pulse", "serve", *together],
             log_path=folder.log / f"{role}.log",
             ready=_answers(f"http://{settings.health_host}:{_health_port(settings, role)}/readyz"),
             environment=_environment(settings, role),
             orphan_signal=signal.SIGTERM,
         )
-        for role in Role
+        for role, together in PROCESSES.items()
     }
 
 
@@ -169,6 +186,7 @@ def _print_ready(settings: Settings, folder: DataFolder, nats: NatsServer, demo_
 Pulse is up.  Ctrl-C stops it.
 
   gateway      {gateway}   (/livez /readyz /metrics)
+  control API  http://{settings.ui_host}:{settings.ui_port}/api/v1   (/openapi.json; key in {OPERATOR_KEY_FILE})
   NATS         nats://127.0.0.1:{nats.port}   monitoring {nats.monitor_url}
   PostgreSQL   postgresql://127.0.0.1:{settings.embedded_postgres_port}/pulse
   data, logs   {folder.path}

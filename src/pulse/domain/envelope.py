@@ -7,26 +7,31 @@ The device's own bytes are spliced in as they came: what is stored can be traced
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Union
 
 import msgspec
 from msgspec import Meta
 
 from pulse.domain.errors import Reason, Refusal
+from pulse.domain.identity import ID_PATTERN
 from pulse.domain.subjects import MessageType, tenant_of
 
 Source = Literal["http", "mqtt"]
-Identity = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,64}\Z")]
+Identity = Annotated[str, Meta(pattern=rf"^{ID_PATTERN}\Z")]
+ReceivedMs = Annotated[int, Meta(ge=0, le=253_402_300_799_999)]
+IDENTITY = re.compile(ID_PATTERN)
 
 
 class Envelope(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
     """One device message as a worker reads it; `ts` is when the edge received it, in ms since the epoch."""
 
     v: Literal[1]
-    tenant_id: Identity
-    device_id: Identity
+    tenant_id: str
+    device_id: str
     msg_type: MessageType
-    ts: Annotated[int, Meta(ge=0, le=253_402_300_799_999)]
+    ts: ReceivedMs
     source: Source
     payload: msgspec.Raw
 
@@ -57,4 +62,35 @@ def unwrap(subject: str, body: bytes) -> Envelope:
             f"tenant {envelope.tenant_id!r} does not belong on subject {subject!r}",
             field="tenant_id",
         )
+    for field, identity in (("tenant_id", envelope.tenant_id), ("device_id", envelope.device_id)):
+        if not IDENTITY.fullmatch(identity):
+            raise Refusal(Reason.INVALID_ENVELOPE, f"{identity!r} is not 1 to 64 of A-Z a-z 0-9 _ -", field=field)
     return envelope
+
+
+def whole_decoder(payloads: Mapping[MessageType, Any]) -> msgspec.json.Decoder[Any]:
+    """Reads an envelope and its payload, which is of the type that belongs to its `msg_type`, in one pass.
+
+    What it returns has the fields of Envelope, less `msg_type`, which is the key of its class in `payloads`. It takes
+    what `unwrap` and a decoder of the payload would take one after the other, and also ids that are none: whoever uses
+    it checks those (IDENTITY), once for many messages of one device.
+    """
+    shapes = [
+        msgspec.defstruct(
+            f"Whole{message_type.name.title()}",
+            [
+                ("v", Literal[1]),
+                ("tenant_id", str),
+                ("device_id", str),
+                ("ts", ReceivedMs),
+                ("source", Source),
+                ("payload", payload),
+            ],
+            tag_field="msg_type",
+            tag=message_type.value,
+            forbid_unknown_fields=True,
+            gc=False,
+        )
+        for message_type, payload in payloads.items()
+    ]
+    return msgspec.json.Decoder(Union[tuple(shapes)])  # noqa: UP007 - there is no other spelling for a list of types

@@ -27,6 +27,13 @@ def position(epoch: int, sequence: int) -> int:
     return epoch << SEQUENCE_BITS | sequence
 
 
+def positions(epoch: int, sequences: Sequence[int]) -> list[int]:
+    """The position of each of `sequences`, of which there is at least one, in `epoch`."""
+    position(epoch, max(sequences))
+    base = position(epoch, min(sequences)) - min(sequences)
+    return [base + sequence for sequence in sequences]
+
+
 def sequence_of(at: int) -> int:
     """The stream sequence of a position."""
     return at & SEQUENCE_MAX
@@ -48,8 +55,11 @@ class PositionSet:
 
     @classmethod
     def of(cls, positions: Iterable[int]) -> PositionSet:
-        """The set of single positions, in any order."""
-        return cls((at, at + 1) for at in positions)
+        """The set of single positions, in any order; quick where they follow one another without a gap."""
+        unique = set(positions)
+        if unique and max(unique) - min(unique) < len(unique):
+            return cls([(min(unique), max(unique) + 1)])
+        return cls((at, at + 1) for at in unique)
 
     @classmethod
     def parse(cls, text: str) -> PositionSet:

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 import msgspec
+from msgspec import UNSET
 
-from pulse.domain.envelope import Envelope, unwrap
+from pulse.domain.envelope import IDENTITY, Envelope, unwrap
 from pulse.domain.errors import Reason, Refusal
 from pulse.domain.ledger import PositionSet
-from pulse.domain.subjects import MessageType
+from pulse.domain.subjects import MessageType, tenant_of
 from pulse.domain.telemetry import PayloadDecoder
+
+IDENTITIES_REMEMBERED_MAX = 16_384
+"""Ids of which it is remembered that they are well formed; some 3 MB."""
+
+_encoder = msgspec.json.Encoder()
 
 
 class Message(msgspec.Struct, frozen=True, gc=False):
@@ -103,12 +110,15 @@ class Settlement(msgspec.Struct, frozen=True):
 
 
 def settle(messages: Iterable[tuple[int, Message]], decoder: PayloadDecoder) -> Settlement:
-    """Decide the fate of each (position, message); a message that cannot be read never touches its neighbours."""
-    rows: list[Row] = []
-    signs: list[SignOfLife] = []
+    """Decide the fate of each (position, message); a message that cannot be read never touches its neighbours.
+
+    Nearly all of them are as they should be, and read in one pass each. One that is not, in whatever way, is read
+    again step by step, and only that decides what becomes of it.
+    """
+    usual, unusual = _read_usual(messages, decoder)
+    rows, signs, last_seen_us = [*usual.rows], [*usual.signs_of_life], usual.last_seen_us
     dead: list[DeadLetter] = []
-    last_seen_us: dict[tuple[str, str], int] = {}
-    for position, message in messages:
+    for position, message in unusual:
         envelope: Envelope | None = None
         try:
             envelope = unwrap(message.subject, message.body)
@@ -121,10 +131,63 @@ def settle(messages: Iterable[tuple[int, Message]], decoder: PayloadDecoder) -> 
             dead.append(_dead_letter(position, message, refusal, envelope))
             continue
         device = (envelope.tenant_id, envelope.device_id)
-        received_us = envelope.ts * 1000
-        if received_us > last_seen_us.get(device, 0):
-            last_seen_us[device] = received_us
+        if envelope.ts * 1000 > last_seen_us.get(device, 0):
+            last_seen_us[device] = envelope.ts * 1000
     return Settlement(rows=rows, signs_of_life=signs, dead_letters=dead, last_seen_us=last_seen_us)
+
+
+def _read_usual(
+    messages: Iterable[tuple[int, Message]], decoder: PayloadDecoder
+) -> tuple[Settlement, list[tuple[int, Message]]]:
+    """The fates of all that nothing is the matter with, and the messages that are left; half the time of step by step.
+
+    What it takes, it takes as `unwrap` and the payload's own decoder do; what it leaves may still turn out to be good.
+    """
+    rows: list[Row] = []
+    signs: list[SignOfLife] = []
+    left: list[tuple[int, Message]] = []
+    last_seen_us: dict[tuple[str, str], int] = {}
+    tenants: dict[str, str] = {}
+    read, encode, telemetry = decoder.whole.decode, _encoder.encode, decoder.telemetry_shape
+    for position, message in messages:
+        try:
+            whole = read(message.body)
+            tenant_id, device_id = device = (whole.tenant_id, whole.device_id)
+            payload, received_us = whole.payload, whole.ts * 1000
+            if tenants.get(message.subject) != tenant_id:
+                tenants[message.subject] = _check_tenant(tenant_id, message.subject)
+            seen_us = last_seen_us.get(device, 0)
+            if not seen_us:
+                _check_identity(device_id)
+            ts_us = received_us if payload.ts is UNSET else decoder.timestamp_us(payload.ts, whole.ts)
+            if type(payload) is telemetry:
+                metrics, seq, site_id = encode(payload.metrics), payload.seq, payload.site_id
+                if b"\\u0000" in metrics or (site_id is not UNSET and "\x00" in site_id):
+                    left.append((position, message))
+                    continue
+                seq, site_id = None if seq is UNSET else seq, None if site_id is UNSET else site_id
+                rows.append(Row(position, ts_us, tenant_id, device_id, seq, site_id, metrics))
+            else:
+                signs.append(SignOfLife(position, tenant_id, device_id))
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, Refusal):
+            left.append((position, message))
+            continue
+        if received_us > seen_us:
+            last_seen_us[device] = received_us
+    return Settlement(rows=rows, signs_of_life=signs, dead_letters=[], last_seen_us=last_seen_us), left
+
+
+def _check_tenant(tenant_id: str, subject: str) -> str:
+    if tenant_id != tenant_of(subject):
+        raise Refusal(Reason.INVALID_ENVELOPE, "speaks for another tenant")
+    _check_identity(tenant_id)
+    return tenant_id
+
+
+@lru_cache(maxsize=IDENTITIES_REMEMBERED_MAX)
+def _check_identity(text: str) -> None:
+    if not IDENTITY.fullmatch(text):
+        raise Refusal(Reason.INVALID_ENVELOPE, "not an id")
 
 
 def condemn(position: int, message: Message, refusal: Refusal) -> Settlement:

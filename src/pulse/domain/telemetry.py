@@ -8,15 +8,16 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
+from pulse.domain.envelope import whole_decoder
 from pulse.domain.errors import Reason, Refusal
+from pulse.domain.json_text import read_json, refuse_repeated_keys
+from pulse.domain.subjects import MessageType
 
 Metric = int | float | bool | str
 Metrics = dict[str, Metric]
@@ -24,8 +25,9 @@ Metrics = dict[str, Metric]
 MILLISECONDS_FROM = 100_000_000_000
 TS_MAX = 10**15
 """Far outside any bound; keeps a float from becoming infinite on its way to µs."""
+_ESCAPED_NUL = rb"\u0000"
+"""As no JSON can have it otherwise."""
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_STRING_THEN_COLON = re.compile(rb'"(?:[^"\\]|\\.)*"[ \t\r\n]*(:)?')
 
 
 class Bounds(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,8 +71,12 @@ class PayloadDecoder:
             "Telemetry", [("metrics", metrics), *optional, site], forbid_unknown_fields=True, gc=False
         )
         heartbeat = msgspec.defstruct("Heartbeat", optional, forbid_unknown_fields=True, gc=False)
+        self.telemetry_shape: Any = telemetry
+        """What `whole` reads a telemetry payload into: `metrics`, and `ts`, `seq` and `site_id` or UNSET."""
         self._telemetry: msgspec.json.Decoder[Any] = msgspec.json.Decoder(telemetry)
         self._heartbeat: msgspec.json.Decoder[Any] = msgspec.json.Decoder(heartbeat)
+        self.whole = whole_decoder({MessageType.TELEMETRY: telemetry, MessageType.HEARTBEAT: heartbeat})
+        """Envelope and payload in one pass; what the payload's type cannot say is not checked: U+0000, and `ts`."""
 
     def telemetry(self, payload: bytes | msgspec.Raw, *, received_ms: int, unique_keys: bool = False) -> Reading:
         """Read a telemetry payload.
@@ -78,39 +84,43 @@ class PayloadDecoder:
         `unique_keys` also refuses a repeated key, which a decoder would silently resolve to the last one; the edge
         asks for it, a worker need not ask again. Raises Refusal with the path of the value at fault.
         """
-        raw = _decode(self._telemetry, payload, culprit=self._culprit)
+        raw = read_json(self._telemetry, payload, culprit=self._culprit)
         seq = None if raw.seq is UNSET else raw.seq
         site_id = None if raw.site_id is UNSET else raw.site_id
-        for key, value in raw.metrics.items():
-            if "\x00" in key or (type(value) is str and "\x00" in value):
-                raise Refusal(Reason.INVALID_PAYLOAD, "U+0000 cannot be stored", field=f"metrics.{key}")
-        if site_id is not None and "\x00" in site_id:
-            raise Refusal(Reason.INVALID_PAYLOAD, "U+0000 cannot be stored", field="site_id")
+        text = bytes(payload)
+        if _ESCAPED_NUL in text:
+            _refuse_nul(raw.metrics, site_id)
         if unique_keys:
             named = 1 + (raw.ts is not UNSET) + (seq is not None) + (site_id is not None) + len(raw.metrics)
-            _refuse_repeated_keys(payload, named)
-        ts_us = self._timestamp_us(raw.ts, received_ms)
+            refuse_repeated_keys(text, named)
+        ts_us = self.timestamp_us(raw.ts, received_ms)
         return Reading(ts_us=ts_us, seq=seq, site_id=site_id, metrics=raw.metrics)
 
-    def heartbeat(self, payload: bytes | msgspec.Raw, *, received_ms: int) -> int:
+    def heartbeat(self, payload: bytes | msgspec.Raw, *, received_ms: int, unique_keys: bool = False) -> int:
         """Read a heartbeat payload, `{}` or with `ts` and `seq`; returns its time in µs since the epoch."""
-        return self._timestamp_us(_decode(self._heartbeat, payload).ts, received_ms)
+        raw = read_json(self._heartbeat, payload)
+        if unique_keys:
+            refuse_repeated_keys(bytes(payload), (raw.ts is not UNSET) + (raw.seq is not UNSET))
+        return self.timestamp_us(raw.ts, received_ms)
 
-    def _culprit(self, payload: bytes | msgspec.Raw) -> str:
+    def _culprit(self, payload: bytes | msgspec.Raw, path: str) -> str:
         """The path of the first metric whose value is refused; only asked once the whole was refused."""
+        if path != "metrics[...]":
+            return path
         try:
             metrics = msgspec.json.decode(payload, type=dict[str, msgspec.Raw])["metrics"]
             by_name = msgspec.json.decode(metrics, type=dict[str, msgspec.Raw])
-        except RecursionError:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return "metrics"
         for name, value in by_name.items():
             try:
                 msgspec.json.decode(value, type=self._metric)
-            except msgspec.ValidationError:
+            except (msgspec.DecodeError, UnicodeDecodeError):
                 return f"metrics.{name}"
         return "metrics"
 
-    def _timestamp_us(self, ts: int | float | datetime | UnsetType, received_ms: int) -> int:
+    def timestamp_us(self, ts: int | float | datetime | UnsetType, received_ms: int) -> int:
+        """A payload's `ts` in µs since the epoch, the time of receipt where it has none. Raises Refusal."""
         received_us = received_ms * 1000
         if isinstance(ts, UnsetType):
             return received_us
@@ -131,25 +141,9 @@ class PayloadDecoder:
         return ts_us
 
 
-def _decode(
-    decoder: msgspec.json.Decoder[Any],
-    payload: bytes | msgspec.Raw,
-    *,
-    culprit: Callable[[bytes | msgspec.Raw], str] = lambda _: "",
-) -> Any:
-    try:
-        return decoder.decode(payload)
-    except msgspec.ValidationError as error:
-        message, _, where = str(error).partition(" - at ")
-        path = where.rpartition("`$")[2].strip("`.")
-        field = culprit(payload) if path == "metrics[...]" else path
-        raise Refusal(Reason.INVALID_PAYLOAD, message, field=field) from error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise Refusal(Reason.INVALID_JSON, str(error)) from error
-
-
-def _refuse_repeated_keys(payload: bytes | msgspec.Raw, named: int) -> None:
-    """In valid JSON a string followed by a colon is a key, so counting those counts the keys."""
-    keys = sum(1 for colon in _STRING_THEN_COLON.findall(bytes(payload)) if colon)
-    if keys != named:
-        raise Refusal(Reason.INVALID_PAYLOAD, "an object names the same key twice")
+def _refuse_nul(metrics: Metrics, site_id: str | None) -> None:
+    for key, value in metrics.items():
+        if "\x00" in key or (type(value) is str and "\x00" in value):
+            raise Refusal(Reason.INVALID_PAYLOAD, "U+0000 cannot be stored", field=f"metrics.{key}")
+    if site_id is not None and "\x00" in site_id:
+        raise Refusal(Reason.INVALID_PAYLOAD, "U+0000 cannot be stored", field="site_id")

@@ -112,6 +112,9 @@ class UvicornService:
                 self.host, self.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
             )[0]
             self._listening = socket.create_server(address[:2], family=family, backlog=BACKLOG)
+            # Inherited by each connection. asyncio does not see that this is TCP, and an answer is two writes, of which
+            # the second would wait 40 ms for the client's delayed acknowledgement of the first.
+            self._listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         except socket.gaierror as error:
             raise ConfigurationError(f"{where}: no such host", hint=hint) from error
         except OSError as error:

@@ -61,10 +61,17 @@ class _Running:
                 self.failure = StoppedUnasked(f"{self.name} was cancelled from inside")
             raise
         except Exception as error:  # noqa: BLE001 - kept, so that the others drain before it ends the process
-            self.failure = error
+            self.failure = _innermost(error)
         else:
             if not self.stop.is_set():
                 self.failure = StoppedUnasked(f"{self.name} returned before it was told to stop")
+
+
+def _innermost(error: Exception) -> Exception:
+    """What the service's own TaskGroup wraps where one of its tasks alone has failed."""
+    while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
 
 
 async def run_services(services: Sequence[Service], *, stop: asyncio.Event, drain_s_max: float) -> None:

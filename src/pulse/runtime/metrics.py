@@ -9,7 +9,7 @@ Labels are of a bounded set, never an id: tenants and devices would make a serie
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import Literal, NamedTuple
 
@@ -28,6 +28,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from pulse import __version__
+from pulse.domain.errors import Reason
 
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
@@ -44,6 +45,19 @@ class Declared(NamedTuple):
 REQUEST_S = (0.001, 0.0025, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 COMMIT_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0)
 END_TO_END_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 300.0, 3600.0)
+EDGE_REASONS = (
+    Reason.INVALID_IDENTITY,
+    Reason.INVALID_JSON,
+    Reason.INVALID_PAYLOAD,
+    Reason.TIMESTAMP_OUT_OF_RANGE,
+    Reason.INVALID_ENCODING,
+    Reason.TOO_LARGE,
+    Reason.RATE_LIMITED,
+    Reason.UNSUPPORTED_TYPE,
+    Reason.UNAUTHENTICATED,
+)
+OUTAGES = ("unavailable", "overloaded")
+"""What a gateway refuses for; each is there from the start, so that its first increase is seen as one."""
 BATCH_MESSAGES = (1, 3, 10, 30, 100, 300, 1000, 3000, 5000, 10_000)
 
 TABLE = {
@@ -53,6 +67,11 @@ TABLE = {
         "histogram", "First byte to answer, fsync included", ("kind",), REQUEST_S
     ),
     "pulse_gateway_pending": Declared("gauge", "Requests that are being answered"),
+    "pulse_gateway_body_bytes_total": Declared("counter", "Bytes of the bodies that were read, as they were sent"),
+    "pulse_gateway_batch_rows_total": Declared("counter", "Rows that came in batches"),
+    "pulse_gateway_refused_total": Declared(
+        "counter", "Requests and rows that were not accepted, by reason", ("reason",)
+    ),
     "pulse_published_total": Declared("counter", "Messages that JetStream gave its word on", ("stream", "outcome")),
     "pulse_publish_seconds": Declared("histogram", "One publish, a group of them or one alone", (), REQUEST_S),
     "pulse_publish_batch_messages": Declared("histogram", "Messages in one publish", (), BATCH_MESSAGES),
@@ -64,6 +83,11 @@ TABLE = {
     "pulse_ingest_commit_seconds": Declared("histogram", "One transaction of COPY and ledger", (), COMMIT_S),
     "pulse_ingest_waiting": Declared("gauge", "1 while the worker waits out an outage", ("system",)),
     "pulse_ingest_end_to_end_seconds": Declared("histogram", "Received to stored, sampled", (), END_TO_END_S),
+    "pulse_rescue_items_total": Declared(
+        "counter", "Items of DEAD_LETTERS: stored, dead, already_settled, gone, foreign", ("outcome",)
+    ),
+    "pulse_rescue_waiting": Declared("gauge", "1 while the rescue waits out an outage", ("system",)),
+    "pulse_dead_letters": Declared("gauge", "Dead letters kept: waiting, replayed", ("reason", "state")),
 }
 
 
@@ -98,6 +122,9 @@ class GatewayMetrics(Collector):
     def __init__(self, registry: CollectorRegistry) -> None:
         self._tallies: dict[tuple[str, int], _Tally] = {}
         self._pending = 0
+        self._body_bytes = 0
+        self._rows = 0
+        self._refused = dict.fromkeys((*map(str, EDGE_REASONS), *OUTAGES), 0)
         registry.register(self)
 
     def answered(self, kind: str, status: int, seconds: float) -> None:
@@ -113,8 +140,28 @@ class GatewayMetrics(Collector):
         """`count` requests are being answered."""
         self._pending = count
 
+    def received(self, count_bytes: int) -> None:
+        """A body of `count_bytes` was read."""
+        self._body_bytes += count_bytes
+
+    def rows(self, count: int) -> None:
+        """A batch had `count` rows."""
+        self._rows += count
+
+    def refused(self, reason: str) -> None:
+        """A request or row was not accepted; `reason` is of a bounded set."""
+        self._refused[reason] = self._refused.get(reason, 0) + 1
+
     def collect(self) -> Iterator[Metric]:
         """What the gateway counts, as the registry wants it."""
+        yield _counted("pulse_gateway_body_bytes_total", self._body_bytes)
+        yield _counted("pulse_gateway_batch_rows_total", self._rows)
+        refused = CounterMetricFamily(
+            "pulse_gateway_refused", TABLE["pulse_gateway_refused_total"].text, labels=("reason",)
+        )
+        for reason, count in self._refused.items():
+            refused.add_metric((reason,), count)
+        yield refused
         yield GaugeMetricFamily("pulse_gateway_pending", TABLE["pulse_gateway_pending"].text, self._pending)
         requests = CounterMetricFamily(
             "pulse_gateway_requests", TABLE["pulse_gateway_requests_total"].text, labels=("kind", "status")
@@ -133,6 +180,10 @@ class GatewayMetrics(Collector):
             seconds.add_metric((kind,), buckets, sum(tally.seconds for tally in tallies))
         yield requests
         yield seconds
+
+
+def _counted(name: str, count: int) -> CounterMetricFamily:
+    return CounterMetricFamily(name.removesuffix("_total"), TABLE[name].text, count)
 
 
 class _Tally:
@@ -213,3 +264,32 @@ class IngestMetrics:
     def redelivered(self, count: int) -> None:
         """`count` messages came once more."""
         self._redelivered.inc(count)
+
+
+class RescueMetrics:
+    """Counts what becomes of messages whose worker died."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._rescued = _counter(registry, "pulse_rescue_items_total")
+        self._waiting = _gauge(registry, "pulse_rescue_waiting")
+
+    def rescued(self, outcome: str) -> None:
+        """An item of DEAD_LETTERS was dealt with, with `outcome` (of a bounded set)."""
+        self._rescued.labels(outcome).inc()
+
+    def waiting(self, system: str, waiting: bool) -> None:
+        """The role began or ended waiting out an outage of `system`."""
+        self._waiting.labels(system).set(1 if waiting else 0)
+
+
+class DeadLetterMetrics:
+    """Tells how many dead letters are kept."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._kept = _gauge(registry, "pulse_dead_letters")
+
+    def kept(self, counts: Mapping[tuple[str, bool], int]) -> None:
+        """By reason (of a bounded set), and whether they were replayed; a pair that is not there counts nothing."""
+        self._kept.clear()
+        for (reason, replayed), count in counts.items():
+            self._kept.labels(reason, "replayed" if replayed else "waiting").set(count)

@@ -23,6 +23,7 @@ import msgspec
 from msgspec import Meta
 
 from pulse.domain.errors import ConfigurationError
+from pulse.domain.limits import OVERRIDES_PATTERN
 from pulse.runtime.faults import SPEC_PATTERN
 from pulse.runtime.masking import MASK, is_secret_name, mask_password, mask_text, mask_urls
 
@@ -33,6 +34,7 @@ SecondsBelowAckWait = Annotated[float, Meta(gt=0, le=25)]
 """The ack wait is 30 s: what takes longer is delivered to someone else meanwhile."""
 Text = Annotated[str, Meta(min_length=1, pattern=r"^[^\x00]+$")]
 Bytes = Annotated[int, Meta(ge=1)]
+Rate = Annotated[float, Meta(ge=0, le=1_000_000)]
 
 ENVIRONMENT_PREFIX = "PULSE_"
 ENVIRONMENT_BY_OWN_NAME = {"NATS_URL": "nats_url", "DATABASE_URL": "database_url"}
@@ -53,11 +55,23 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     # what a device may send
     body_bytes_max: Bytes = 64 * 1024
+    batch_body_bytes_max: Annotated[int, Meta(ge=1, le=7 * 1024 * 1024)] = 1024 * 1024
+    """Below what the server reads of one request at all; both body bounds hold before and after decompression."""
+    batch_rows_max: Count = 1000
     metric_count_max: Count = 256
     metric_name_length_max: Count = 128
     metric_string_length_max: Count = 4096
     ts_past_s_max: Count = 366 * 86_400
     ts_future_s_max: Count = 3600
+
+    # how often it may send, as each gateway process counts; 0 is no limit
+    device_messages_per_s: Rate = 200.0
+    device_messages_burst: Count = 5000
+    """Above a whole batch several times, so that a backlog can be sent."""
+    tenant_messages_per_s: Rate = 20_000.0
+    tenant_messages_burst: Count = 100_000
+    tenant_messages_overrides: Annotated[str, Meta(pattern=OVERRIDES_PATTERN)] = ""
+    """Tenants with a rate of their own, as in `acme=50000/200000, beta=100/1000`: messages a second, and at once."""
 
     # gateway
     gateway_host: Text = "127.0.0.1"
@@ -68,6 +82,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Beyond it every request is told 503."""
     gateway_keep_alive_s: Count = 75
     """How long an idle connection stays open; above the 60 s of load balancers, which must be the first to close."""
+    gateway_bodies_bytes_max: Bytes = 128 * 1024 * 1024
+    """Of all bodies together that have arrived in part; beyond it a request is told 503."""
     publish_timeout_s: Seconds = 5.0
     """How long a request waits for JetStream, retries with the same message id included, before it is told 503."""
     publish_pending_max: Count = 20_000
@@ -89,6 +105,25 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     maintenance_interval_s: Seconds = 30.0
     reconcile_interval_s: Seconds = 300.0
     """How often the registry at the edge is compared with PostgreSQL, which reads all devices."""
+
+    # control API
+    ui_host: Text = "127.0.0.1"
+    ui_port: Port = 8081
+    ui_connections_max: Count = 1000
+    """Beyond it every request is told 503."""
+    ui_request_s_max: Seconds = 30.0
+    """How long a request may take to arrive."""
+    ui_body_bytes_max: Bytes = 64 * 1024
+    ui_database_connections: Annotated[int, Meta(ge=1, le=100)] = 8
+    import_bytes_max: Annotated[int, Meta(ge=1, le=7 * 1024 * 1024)] = 4 * 1024 * 1024
+    """Of a table of devices; below what the server reads of one request at all."""
+    import_rows_max: Count = 20_000
+    query_range_s_max: Count = 366 * 86_400
+    query_rows_max: Count = 10_000
+    """Of one page of telemetry."""
+    query_buckets_max: Count = 10_000
+    query_s_max: Annotated[float, Meta(gt=0, le=20)] = 10.0
+    """A question about telemetry that takes longer is refused; it should be below `database_timeout_s`."""
 
     # every process
     health_host: Text = "127.0.0.1"
@@ -141,9 +176,11 @@ def load(*, environment: Mapping[str, str], flags: Mapping[str, object] | None =
 
 
 def load_with_sources(
-    *, environment: Mapping[str, str], flags: Mapping[str, object] | None = None
+    *, environment: Mapping[str, str], flags: Mapping[str, object] | None = None, with_instance: bool = True
 ) -> tuple[Settings, dict[str, str]]:
     """Read every layer and check it; returns the settings, and for each that is no default the layer it came from.
+
+    Without `with_instance` the layer of a running `pulse up` is left out: what starts a system does not look for one.
 
     A relative `data_dir` is below the working directory. A flag that is None was not given. Raises ConfigurationError
     for an unknown name, a value of the wrong type or out of bounds, and a file that cannot be read; the message names
@@ -158,7 +195,7 @@ def load_with_sources(
     for each in given:
         _check(each)
     data_dir = msgspec.convert(_merged(given), Settings, strict=False).data_dir
-    instance = list(_file_layer(Path(data_dir) / INSTANCE_FILE, must_exist=False))
+    instance = list(_file_layer(Path(data_dir) / INSTANCE_FILE, must_exist=False)) if with_instance else []
     for each in instance:
         _check(each)
     given = [*instance, *given]

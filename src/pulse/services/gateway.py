@@ -1,11 +1,12 @@
-"""The gateway's decision: who may say what, and what becomes of it.
+"""The gateway's decision: who may say what, how often, and what becomes of it.
 
-Nothing here acks: `accept` returns JetStream's own receipt, and its caller answers 202 (HTTP) or PUBACK (MQTT) only
+Nothing here acks: `submit` hands out JetStream's own receipt, and its caller answers 202 (HTTP) or PUBACK (MQTT) only
 with that in hand. Accepting needs JetStream alone: the registry is in memory, PostgreSQL may be away.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import itertools
 import re
@@ -15,23 +16,28 @@ from collections.abc import Callable
 from typing import Protocol
 
 from pulse.domain.envelope import Source, wrap
-from pulse.domain.errors import Reason, Refusal
+from pulse.domain.errors import Outage, Reason, Refusal
+from pulse.domain.limits import RateLimits
 from pulse.domain.receipt import Receipt
 from pulse.domain.subjects import MessageType, subject_for
 from pulse.domain.telemetry import PayloadDecoder
 
-IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,128}\Z")
+IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,128}")
 
 
 class Publisher(Protocol):
     """JetStream."""
 
-    async def publish(self, subject: str, body: bytes, *, message_id: str) -> Receipt:
-        """Returns once the message is on disk; raises Outage where that cannot be had in time."""
+    def submit(self, subject: str, body: bytes, *, message_id: str) -> asyncio.Future[Receipt]:
+        """The future has a result once the message is on disk; raises, or has, Outage where that cannot be in time."""
 
 
 class Registry(Protocol):
     """The devices and their tokens."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether all of them have been read once."""
 
     def authenticate(self, tenant_id: str, device_id: str, token: str, now_ms: int) -> bool:
         """Whether this device may speak with this token now."""
@@ -46,9 +52,21 @@ class GatewayMetrics(Protocol):
     def pending(self, count: int) -> None:
         """So many requests are being answered."""
 
+    def received(self, count_bytes: int) -> None:
+        """A body of so many bytes, as they were sent, has been read."""
+
+    def rows(self, count: int) -> None:
+        """A batch had so many rows."""
+
+    def refused(self, reason: str) -> None:
+        """A message was not accepted, for a Reason or because a system is `unavailable` or `overloaded`."""
+
 
 class Gateway:
-    """Accepts messages of devices; used by every edge, whatever its protocol."""
+    """Accepts messages of devices; used by every edge, whatever its protocol.
+
+    An edge checks the ids, then asks in this order: `authenticate`, `admit`, and, with the payload read, `submit`.
+    """
 
     def __init__(
         self,
@@ -56,21 +74,35 @@ class Gateway:
         publisher: Publisher,
         registry: Registry,
         decoder: PayloadDecoder,
+        limits: RateLimits,
         clock_ns: Callable[[], int] = time.time_ns,
+        monotonic_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self._publisher = publisher
         self._registry = registry
         self._decoder = decoder
+        self._limits = limits
         self._clock_ns = clock_ns
-        self._made_ids = (f"{secrets.token_hex(8)}-{number:x}" for number in itertools.count())
+        self._monotonic_ns = monotonic_ns
+        self._process_id = secrets.token_hex(8)
+        self._numbers = itertools.count()
 
     def authenticate(self, tenant_id: str, device_id: str, token: str | None) -> None:
-        """Raise Refusal UNAUTHENTICATED, which never tells whether device, tenant or token is at fault."""
+        """Raise Refusal UNAUTHENTICATED, which never tells whether device, tenant or token is at fault.
+
+        Raises Outage as long as the devices are not known: a device must not take a start of ours for its own fault.
+        """
+        if not self._registry.ready:
+            raise Outage("nats", "the devices have not been read yet")
         now_ms = self._clock_ns() // 1_000_000
         if token is None or not self._registry.authenticate(tenant_id, device_id, token, now_ms):
             raise Refusal(Reason.UNAUTHENTICATED, "unknown device or wrong token")
 
-    async def accept(
+    def admit(self, tenant_id: str, device_id: str) -> None:
+        """Count one message of an authenticated device, or raise LimitExceeded where it sends too often."""
+        self._limits.admit(tenant_id, device_id, self._monotonic_ns())
+
+    def submit(
         self,
         *,
         tenant_id: str,
@@ -78,11 +110,12 @@ class Gateway:
         message_type: MessageType,
         payload: bytes,
         source: Source,
-        idempotency_key: str | None = None,
-    ) -> Receipt:
+        retry_id: str | None = None,
+    ) -> asyncio.Future[Receipt]:
         """Check `payload` (JSON bytes) of an authenticated device and hand it to JetStream.
 
-        Raises Refusal with the field at fault, Outage where JetStream is away.
+        `retry_id` is what a retry of this message has in common with it, among the device's own messages. Raises
+        Refusal with the field at fault; where JetStream is away an Outage is raised, or becomes the future's.
         """
         received_ms = self._clock_ns() // 1_000_000
         seq: int | None = None
@@ -90,7 +123,7 @@ class Gateway:
             seq = self._decoder.telemetry(payload, received_ms=received_ms, unique_keys=True).seq
         else:
             payload = payload or b"{}"
-            self._decoder.heartbeat(payload, received_ms=received_ms)
+            self._decoder.heartbeat(payload, received_ms=received_ms, unique_keys=True)
         body = wrap(
             tenant_id=tenant_id,
             device_id=device_id,
@@ -99,24 +132,29 @@ class Gateway:
             source=source,
             payload=payload,
         )
-        message_id = self._message_id(tenant_id, device_id, seq, payload, idempotency_key)
-        return await self._publisher.publish(subject_for(message_type, tenant_id), body, message_id=message_id)
-
-    def _message_id(
-        self, tenant_id: str, device_id: str, seq: int | None, payload: bytes, idempotency_key: str | None
-    ) -> str:
-        """The id under which a retry is recognised.
-
-        A `seq` alone would not do: a device that counts from 0 after a restart would have its new readings taken for
-        old ones. A retry repeats the bytes as well as the number.
-        """
-        if idempotency_key is not None:
-            if not IDEMPOTENCY_KEY.match(idempotency_key):
-                raise Refusal(
-                    Reason.INVALID_PAYLOAD, "1 to 128 visible ASCII characters are allowed", field="Idempotency-Key"
-                )
-            return f"k/{tenant_id}/{device_id}/{idempotency_key}"
-        if seq is not None:
+        if retry_id is not None:
+            message_id = f"{retry_id}/{tenant_id}/{device_id}"
+        elif seq is not None:
+            # A seq alone would not do: a device that counts from 0 after a restart would have its new readings taken
+            # for old ones. A retry repeats the bytes as well as the number.
             digest = hashlib.blake2b(payload, digest_size=8).hexdigest()
-            return f"s/{tenant_id}/{device_id}/{seq}/{digest}"
-        return next(self._made_ids)
+            message_id = f"s/{seq}/{digest}/{tenant_id}/{device_id}"
+        else:
+            message_id = f"{self._process_id}-{next(self._numbers):x}"
+        return self._publisher.submit(subject_for(message_type, tenant_id), body, message_id=message_id)
+
+
+def retry_id_of_key(key: str, *, field: str) -> str:
+    """The `retry_id` of an idempotency key; Refusal that names `field` where it is none."""
+    return f"k/{_checked(key, field)}"
+
+
+def retry_id_of_row(key: str, row: int, *, field: str) -> str:
+    """The `retry_id` of the row at index `row` of a batch whose idempotency key is `key`."""
+    return f"b/{_checked(key, field)}/{row}"
+
+
+def _checked(key: str, field: str) -> str:
+    if not IDEMPOTENCY_KEY.fullmatch(key):
+        raise Refusal(Reason.INVALID_PAYLOAD, f"{field} may have 1 to 128 visible ASCII characters", field=field)
+    return key

@@ -9,6 +9,7 @@ import pwd
 import secrets
 import signal
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import TracebackType
@@ -103,9 +104,9 @@ class DataFolder:
             ) from error
         return Secrets(**values)
 
-    def write_instance(self, *, nats_url: str, database_url: str) -> None:
-        """Tell the other commands where the running system is."""
-        _write_toml(self.path / INSTANCE_FILE, {"nats_url": nats_url, "database_url": database_url})
+    def write_instance(self, settings: Mapping[str, str | int]) -> None:
+        """Tell the other commands where the running system is: these settings, by name."""
+        _write_toml(self.path / INSTANCE_FILE, settings)
 
     def remove_instance(self) -> None:
         """The system is not up, or not any more."""
@@ -163,8 +164,8 @@ class DataFolder:
             self._lock = -1
 
 
-def _write_toml(path: Path, values: dict[str, str]) -> None:
-    # A JSON string is a TOML basic string.
+def _write_toml(path: Path, values: Mapping[str, str | int]) -> None:
+    # A JSON string is a TOML basic string, and so is a JSON integer a TOML one.
     write_private(
         path, "".join(f"{name} = {json.dumps(value, ensure_ascii=False)}\n" for name, value in values.items())
     )

@@ -15,12 +15,18 @@ from pulse.adapters.embedded.files import sync_folder, write_private
 from pulse.adapters.embedded.leftovers import processes_in
 from pulse.adapters.embedded.postgres_binaries import Binaries, run_program
 from pulse.adapters.embedded.process import RunAs, wait_until
+from pulse.domain.access import TENANT_ROLE
 from pulse.domain.errors import ConfigurationError
 
 CONFIGURATION_TEMPLATE = Path(__file__).with_name("postgresql.conf")
 ACCESS = "host all all 127.0.0.1/32 scram-sha-256\n"
 ROLE = DATABASE = "pulse"
 SUPERUSER = "postgres"
+MAKE_TENANT_ROLE = (
+    f"DO $$ BEGIN IF to_regrole('{TENANT_ROLE}') IS NULL THEN CREATE ROLE {TENANT_ROLE} NOLOGIN; END IF; END $$",
+    f"GRANT {TENANT_ROLE} TO {ROLE}",
+)
+"""Made here, so that the role of Pulse needs no right to make roles."""
 BUILTIN_LOCALES_SINCE = 17
 PROGRAM_S_MAX = 120.0
 
@@ -33,7 +39,8 @@ class Passwords:
     superuser: str
 
     def digest(self) -> str:
-        return hashlib.sha256(f"{self.role}\n{self.superuser}".encode()).hexdigest()
+        """Of all roles that a cluster has to have: one made before there was another gets it at its next start."""
+        return hashlib.sha256(f"{self.role}\n{self.superuser}\n{TENANT_ROLE}".encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +82,7 @@ class Cluster:
                 self.path,
                 f"ALTER ROLE {SUPERUSER} PASSWORD {_literal(passwords.superuser)}",
                 f"ALTER ROLE {ROLE} PASSWORD {_literal(passwords.role)}",
+                *MAKE_TENANT_ROLE,
             )
             write_private(self._passwords_file, passwords.digest())
 
@@ -115,6 +123,7 @@ class Cluster:
             half,
             f"ALTER ROLE {SUPERUSER} PASSWORD {_literal(passwords.superuser)}",
             f"CREATE ROLE {ROLE} LOGIN PASSWORD {_literal(passwords.role)}",
+            *MAKE_TENANT_ROLE,
             f"CREATE DATABASE {DATABASE} OWNER {ROLE}",
         )
         half.rename(self.path)

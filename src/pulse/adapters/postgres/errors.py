@@ -73,6 +73,10 @@ def classify(error: BaseException) -> Fault:
     if isinstance(error, asyncpg.InterfaceError):
         # A connection or pool that is closed raises the base class and its text alone; the descendants are misuse.
         return Fault.OUTAGE if type(error) is asyncpg.InterfaceError else Fault.BUG
+    if type(error) is asyncpg.InternalClientError:
+        # A server that shuts down says so between two statements, and asyncpg then takes the connection, until it sees
+        # the end of it, for one that is in the middle of another operation.
+        return Fault.OUTAGE
     # asyncpg lets the socket's own errors through, and TimeoutError (an OSError) for `command_timeout`
     return Fault.OUTAGE if isinstance(error, OSError) else Fault.BUG
 
@@ -95,7 +99,7 @@ def mapped() -> Iterator[None]:
     """
     try:
         yield
-    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError) as error:
         if isinstance(error, asyncpg.PostgresError):
             at_fault = SETTINGS_AT_FAULT.get((error.sqlstate or "")[:2])
             if at_fault:

@@ -7,13 +7,13 @@ not, Refusal INVALID_IDENTITY for an id that is none, and Outage where PostgreSQ
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 
 import asyncpg
 import msgspec
 
-from pulse.adapters.postgres.pool import Pool, transaction
+from pulse.adapters.postgres.pool import Database, transaction
 from pulse.domain.errors import Reason, Refusal
 from pulse.domain.identity import (
     TOKEN_RANDOM_BYTES,
@@ -27,6 +27,7 @@ from pulse.domain.identity import (
     digest,
     make_token,
 )
+from pulse.domain.labels import merged_attributes
 
 BULK_ROWS = 10_000
 """Rows of one statement of a bulk insert; about a tenth of a second."""
@@ -49,7 +50,7 @@ INSERT_DEVICES = """
     INSERT INTO devices (tenant_id, device_id, name, attributes)
     SELECT $1, * FROM unnest($2::text[], $3::text[], $4::jsonb[])
 """
-INSERT_DEVICES_NOT_THERE = INSERT_DEVICES + " ON CONFLICT DO NOTHING"
+INSERT_DEVICES_NOT_THERE = INSERT_DEVICES + " ON CONFLICT DO NOTHING RETURNING device_id"
 DELETE_TOKENS = "DELETE FROM device_tokens WHERE tenant_id = $1 AND device_id = ANY($2::text[])"
 INSERT_TOKENS = """
     INSERT INTO device_tokens (tenant_id, device_id, digest) SELECT $1, * FROM unnest($2::text[], $3::bytea[])
@@ -59,10 +60,16 @@ SELECT_DEVICES = """
     WHERE (tenant_id, device_id) > ($1, $2)
       AND ($3::text IS NULL OR tenant_id = $3)
       AND ($4::boolean IS NULL OR enabled = $4)
-    ORDER BY tenant_id, device_id LIMIT $5
+      AND starts_with(device_id, $5)
+    ORDER BY tenant_id, device_id LIMIT $6
 """
 SELECT_DEVICE = """
     SELECT tenant_id, device_id, name, enabled, attributes, created_at, updated_at FROM devices
+    WHERE tenant_id = $1 AND device_id = $2
+"""
+LOCK_ATTRIBUTES = "SELECT attributes FROM devices WHERE tenant_id = $1 AND device_id = $2 FOR UPDATE"
+UPDATE_DEVICE = """
+    UPDATE devices SET name = coalesce($3, name), attributes = $4::jsonb, updated_at = now()
     WHERE tenant_id = $1 AND device_id = $2
 """
 SELECT_TOKENS = """
@@ -90,7 +97,7 @@ DELETE_ENDED_AND_OLDEST = """
 class IdentityStore:
     """Reads and writes identities; `random_bytes` is where tokens come from."""
 
-    def __init__(self, pool: Pool, *, random_bytes: Callable[[int], bytes] = secrets.token_bytes) -> None:
+    def __init__(self, pool: Database, *, random_bytes: Callable[[int], bytes] = secrets.token_bytes) -> None:
         self._pool = pool
         self._random_bytes = random_bytes
 
@@ -159,6 +166,34 @@ class IdentityStore:
             raise _no_tenant(tenant_id) from error
         return tokens
 
+    async def add_missing_devices(self, tenant_id: str, devices: Sequence[NewDevice]) -> dict[str, str]:
+        """Make those of `devices` (at most BULK_ROWS, no id twice) that are not there yet; their device_id to token."""
+        check_tenant_id(tenant_id)
+        ids = [check_device_id(device.device_id) for device in devices]
+        names = [device.name for device in devices]
+        attributes = [msgspec.json.encode(device.attributes).decode() for device in devices]
+        try:
+            async with transaction(self._pool) as connection:
+                made = await connection.fetch(INSERT_DEVICES_NOT_THERE, tenant_id, ids, names, attributes)
+                tokens = {str(row["device_id"]): self._new_token() for row in made}
+                digests = [digest(token) for token in tokens.values()]
+                await connection.execute(INSERT_TOKENS, tenant_id, list(tokens), digests)
+        except asyncpg.ForeignKeyViolationError as error:
+            raise _no_tenant(tenant_id) from error
+        return tokens
+
+    async def update_device(
+        self, tenant_id: str, device_id: str, *, name: str | None, attributes: Mapping[str, object]
+    ) -> None:
+        """Give the device another name (None: as it is) and merge `attributes` into its own; null removes one."""
+        async with transaction(self._pool) as connection:
+            row = await connection.fetchrow(LOCK_ATTRIBUTES, tenant_id, device_id)
+            if row is None:
+                raise _no_device(tenant_id, device_id)
+            merged = merged_attributes(msgspec.json.decode(row["attributes"]), attributes)
+            encoded = msgspec.json.encode(merged).decode()
+            await connection.execute(UPDATE_DEVICE, tenant_id, device_id, name, encoded)
+
     async def device(self, tenant_id: str, device_id: str) -> DeviceDetails:
         """The device of that id, with its tokens."""
         async with transaction(self._pool) as connection:
@@ -176,12 +211,16 @@ class IdentityStore:
         *,
         tenant_id: str | None = None,
         enabled: bool | None = None,
+        prefix: str = "",
         after: tuple[str, str] = ("", ""),
         limit: int = 100,
     ) -> list[DeviceDetails]:
-        """A page of at most `limit`, by (tenant_id, device_id), of those behind `after`; without their tokens."""
+        """A page of at most `limit`, by (tenant_id, device_id), of those behind `after`; without their tokens.
+
+        `prefix` is how their device_id begins.
+        """
         async with transaction(self._pool) as connection:
-            rows = await connection.fetch(SELECT_DEVICES, *after, tenant_id, enabled, limit)
+            rows = await connection.fetch(SELECT_DEVICES, *after, tenant_id, enabled, prefix, limit)
         return [_device(row) for row in rows]
 
     async def set_device_enabled(self, tenant_id: str, device_id: str, enabled: bool) -> None:

@@ -125,13 +125,17 @@ async def migrate(
     """Apply what is left, in order, and return it; `on_start` is told of each before it runs.
 
     Raises as `plan` does; Outage where PostgreSQL goes away or another runner holds the lock for `lock_timeout_s`
-    (what was applied before stays applied, run it again); ConfigurationError where the role may not make tables.
+    (what was applied before stays applied, run it again); ConfigurationError where the role may not make tables, or
+    where a migration says what an administrator has to do first.
     """
     done: list[Migration] = []
     try:
         with mapped():
             while (migration := await _apply_next(connection, migrations, on_start, lock_timeout_s)) is not None:
                 done.append(migration)
+    except asyncpg.RaiseError as error:
+        # A migration's own word, by RAISE EXCEPTION … USING HINT.
+        raise ConfigurationError(str(error.args[0]), hint=error.hint or "") from error
     except asyncpg.InsufficientPrivilegeError as error:
         raise ConfigurationError(
             f"the role in DATABASE_URL may not change the schema: {error}",

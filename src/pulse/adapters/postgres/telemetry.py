@@ -8,13 +8,14 @@ a plain insert would let both wait until PostgreSQL calls it a deadlock, a secon
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
-from io import BytesIO
 from typing import TYPE_CHECKING
 
 import asyncpg
 
+from pulse.adapters.postgres.binary_copy import HEADER, TELEMETRY_COLUMNS, TRAILER, telemetry_rows
 from pulse.adapters.postgres.errors import Fault, classify
 from pulse.adapters.postgres.ledger import record_epoch
 from pulse.adapters.postgres.pool import transaction
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from pulse.adapters.postgres.pool import Connection, Pool
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-TELEMETRY_COLUMNS = ("ts", "tenant_id", "device_id", "seq", "site_id", "metrics", "position")
+DAY_US = 86_400_000_000
 DEAD_LETTER_COLUMNS = (
     "stream", "position", "subject", "tenant_id", "device_id", "reason", "error", "headers", "body",
     "attempts", "published_at",
@@ -44,11 +45,17 @@ SELECT_SETTLED = """
 UPSERT_DEVICE_STATE = """
     INSERT INTO device_state (tenant_id, device_id, last_seen)
     SELECT tenant_id, device_id, to_timestamp(seen_us / 1e6)
-    FROM unnest($1::text[], $2::text[], $3::bigint[]) AS seen (tenant_id, device_id, seen_us)
+    FROM unnest(string_to_array($1, ','), string_to_array($2, ','), string_to_array($3, ',')::bigint[])
+        AS seen (tenant_id, device_id, seen_us)
     ORDER BY tenant_id, device_id
     ON CONFLICT (tenant_id, device_id) DO UPDATE SET last_seen = excluded.last_seen
     WHERE device_state.last_seen < excluded.last_seen
 """
+CHECK_TABLES = "SELECT FROM ledger, telemetry, dead_letters, device_state, stream_epochs LIMIT 0"
+ROWS_AT_ONCE = 500
+LAST_SEEN_STEP_US = 1_000_000
+"""A device that talks all the time moves its last_seen once a second: in every batch it would cost as much as COPY."""
+LAST_SEEN_REMEMBERED_MAX = 20_000
 RACES_MAX = 20
 """How often another worker may settle part of the same batch in between; each time there is less left to write."""
 
@@ -61,10 +68,16 @@ class TelemetryStore:
         self._stream = stream
         self._probe = probe
         self._days: set[date] = set()
+        self._last_seen_us: dict[tuple[str, str], int] = {}
 
     async def epoch(self, created_ns: int) -> int:
         """The number of the making of the stream at `created_ns`, recorded where it is new. Raises Outage."""
         return await record_epoch(self._pool, self._stream, created_ns)
+
+    async def check(self) -> None:
+        """Returns where the tables can be reached. Raises Outage, and asyncpg's own error where they are not there."""
+        async with transaction(self._pool) as connection:
+            await connection.execute(CHECK_TABLES)
 
     async def settle(self, settlement: Settlement) -> PositionSet:
         """Write `settlement`, all or nothing; returns the positions that others had settled, which are left out.
@@ -88,9 +101,15 @@ class TelemetryStore:
         async with transaction(self._pool) as connection:
             already = await self._claim(connection, settlement)
             left = settlement.without(already) if already else settlement
+            last_seen_us = self._news(left.last_seen_us) if len(left) else {}
             if len(left):
                 await self._write(connection, left)
-            return already
+                await self._move_last_seen(connection, last_seen_us)
+                self._probe("ingest.before_commit")
+        if len(self._last_seen_us) > LAST_SEEN_REMEMBERED_MAX:
+            self._last_seen_us.clear()
+        self._last_seen_us |= last_seen_us
+        return already
 
     async def _claim(self, connection: Connection, settlement: Settlement) -> PositionSet:
         """Enter into the ledger what nobody has settled; returns what others have."""
@@ -99,19 +118,19 @@ class TelemetryStore:
             left = settlement.without(already) if already else settlement
             if not len(left):
                 return already
-            entry = await connection.fetchval(
-                INSERT_LEDGER, str(left.positions), str(left.dead_positions), len(left.rows)
-            )
+            positions = left.positions
+            assert len(positions) == len(left), "a settlement has two fates for one position"
+            entry = await connection.fetchval(INSERT_LEDGER, str(positions), str(left.dead_positions), len(left.rows))
             if entry is not None:
                 self._probe("ingest.ledger_written")
                 return already
-            already = already | PositionSet.parse(await connection.fetchval(SELECT_SETTLED, str(left.positions)))
+            already = already | PositionSet.parse(await connection.fetchval(SELECT_SETTLED, str(positions)))
         raise Outage("postgresql", f"a batch met {RACES_MAX} others that settle the same positions")
 
     async def _write(self, connection: Connection, settlement: Settlement) -> None:
         if settlement.rows:
             await connection.copy_to_table(
-                "telemetry", source=BytesIO(_copy_text(settlement.rows)), columns=TELEMETRY_COLUMNS
+                "telemetry", source=_copied(settlement.rows), columns=TELEMETRY_COLUMNS, format="binary"
             )
             self._probe("ingest.rows_copied")
         if settlement.dead_letters:
@@ -120,14 +139,27 @@ class TelemetryStore:
                 records=[self._dead_letter(letter) for letter in settlement.dead_letters],
                 columns=DEAD_LETTER_COLUMNS,
             )
-        if settlement.last_seen_us:
-            tenants, devices = zip(*settlement.last_seen_us, strict=True)
-            await connection.execute(UPSERT_DEVICE_STATE, tenants, devices, list(settlement.last_seen_us.values()))
-        self._probe("ingest.before_commit")
+
+    def _news(self, last_seen_us: Mapping[tuple[str, str], int]) -> dict[tuple[str, str], int]:
+        """What is a step or more later than what this process has written."""
+        known = self._last_seen_us
+        return {
+            device: seen_us
+            for device, seen_us in last_seen_us.items()
+            if seen_us - known.get(device, -LAST_SEEN_STEP_US) >= LAST_SEEN_STEP_US
+        }
+
+    async def _move_last_seen(self, connection: Connection, last_seen_us: Mapping[tuple[str, str], int]) -> None:
+        if last_seen_us:
+            tenants, devices = zip(*last_seen_us, strict=True)
+            # No id has a comma in it; an element of an array costs asyncpg 2 µs.
+            columns = (tenants, devices, map(str, last_seen_us.values()))
+            await connection.execute(UPSERT_DEVICE_STATE, *map(",".join, columns))
 
     async def _ensure_days(self, rows: Iterable[Row]) -> None:
         """A partition for each day; in a transaction of its own, so that its lock is short."""
-        missing = {(EPOCH + timedelta(microseconds=row.ts_us)).date() for row in rows} - self._days
+        days = {row.ts_us // DAY_US for row in rows}
+        missing = {(EPOCH + timedelta(days=day)).date() for day in days} - self._days
         for day in sorted(missing):
             async with transaction(self._pool) as connection:
                 await connection.execute("SELECT ensure_telemetry_day($1)", day)
@@ -150,24 +182,13 @@ class TelemetryStore:
         )
 
 
-def _copy_text(rows: Sequence[Row]) -> bytes:
-    """`rows` in COPY's text format. Source: PostgreSQL manual, COPY, "Text Format"."""
-    lines = []
-    for row in rows:
-        seq = "\\N" if row.seq is None else row.seq
-        site_id = "\\N" if row.site_id is None else _escaped(row.site_id)
-        ts = EPOCH + timedelta(microseconds=row.ts_us)
-        metrics = _escaped(row.metrics.decode())
-        lines.append(f"{ts}\t{row.tenant_id}\t{row.device_id}\t{seq}\t{site_id}\t{metrics}\t{row.position}\n")
-    return "".join(lines).encode()
-
-
-def _escaped(text: str) -> str:
-    if "\\" in text:
-        text = text.replace("\\", "\\\\")
-    if not text.isprintable():
-        text = text.replace("\t", "\\t").replace("\n", "\\n").replace("\r", "\\r")
-    return text
+async def _copied(rows: Sequence[Row]) -> AsyncIterator[bytes]:
+    """`rows` for COPY, piece by piece: PostgreSQL works on one while the next is put together."""
+    yield HEADER
+    for start in range(0, len(rows), ROWS_AT_ONCE):
+        yield telemetry_rows(rows[start : start + ROWS_AT_ONCE])
+        await asyncio.sleep(0)
+    yield TRAILER
 
 
 def _storable(text: str) -> str:

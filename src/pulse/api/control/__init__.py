@@ -1,0 +1,6 @@
+"""The control API, under `/api/v1`: one module for each resource, FastAPI behind a bounded entrance.
+
+entrance.py    whose key it is, and the body within its bound; before FastAPI sees anything
+errors.py      every error as application/problem+json
+tenants.py  devices.py  device_import.py  telemetry.py  streams.py  changes.py  keys.py
+"""

@@ -1,0 +1,50 @@
+"""What a command works with, on connections of its own; the command line takes it from `app.py`."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+from pulse.adapters.nats.audit import AuditReader
+from pulse.adapters.nats.connection import connection
+from pulse.adapters.nats.origin import OriginStreams
+from pulse.adapters.postgres.dead_letters import DeadLetterStore
+from pulse.adapters.postgres.ledger import LedgerReader
+from pulse.adapters.postgres.pool import Pool, open_pool
+from pulse.runtime.settings import Settings
+from pulse.services.audit import Auditor
+from pulse.services.dead_letters import DeadLetters
+from pulse.wiring.streams import INGEST_WORKERS, TELEMETRY
+
+
+@asynccontextmanager
+async def open_auditor(settings: Settings) -> AsyncIterator[Auditor]:
+    """An auditor of TELEMETRY."""
+    async with (
+        connection(settings.nats_url, name="pulse audit") as client,
+        _open_pool(settings, "audit") as pool,
+    ):
+        yield Auditor(streams=AuditReader(client, consumer_of={TELEMETRY: INGEST_WORKERS}), ledger=LedgerReader(pool))
+
+
+@asynccontextmanager
+async def open_dead_letters(settings: Settings, *, to_replay: bool = False) -> AsyncIterator[DeadLetters]:
+    """The dead letters; with a connection to NATS only `to_replay`."""
+    async with AsyncExitStack() as stack:
+        pool = await stack.enter_async_context(_open_pool(settings, "dead-letters"))
+        publisher = None
+        if to_replay:
+            client = await stack.enter_async_context(connection(settings.nats_url, name="pulse dead-letters"))
+            publisher = OriginStreams(client)
+        yield DeadLetters(store=DeadLetterStore(pool), publisher=publisher)
+
+
+@asynccontextmanager
+async def _open_pool(settings: Settings, command: str) -> AsyncIterator[Pool]:
+    async with open_pool(
+        settings.database_url,
+        size_max=1,
+        timeout_s=settings.database_timeout_s,
+        application_name=f"pulse {command}",
+    ) as pool:
+        yield pool

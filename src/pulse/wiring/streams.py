@@ -1,0 +1,23 @@
+"""The streams and consumers that the roles work on, by the names under which `topology/` declares them."""
+
+from __future__ import annotations
+
+from pulse.adapters.nats.connection import PulseClient
+from pulse.adapters.nats.streams import StreamState, stream_state
+from pulse.domain.errors import ConfigurationError, Outage
+
+TELEMETRY = "TELEMETRY"
+INGEST_WORKERS = "ingest-workers"
+DEAD_LETTERS = "DEAD_LETTERS"
+RESCUE_WORKERS = "rescue-workers"
+
+
+async def state_of(client: PulseClient, stream: str) -> StreamState:
+    """The state of a stream; its absence is an Outage.
+
+    Whoever makes it anew removes it first, and a worker that died of that would lose what it holds.
+    """
+    try:
+        return await stream_state(client, stream)
+    except ConfigurationError as error:
+        raise Outage("nats", error.message, hint=error.hint) from error

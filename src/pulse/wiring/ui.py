@@ -1,0 +1,95 @@
+"""The role `ui`: the control API over PostgreSQL and JetStream.
+
+control API (HTTP) ─► Control ─► Reach: stores on a pool, scoped to the key's tenant
+                            └──► Edge: the registry bucket in JetStream
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pulse.adapters.nats.connection import PulseClient
+from pulse.adapters.nats.errors import SYSTEM
+from pulse.adapters.nats.registry import RegistryBucket
+from pulse.adapters.nats.stream_status import StreamStatusReader
+from pulse.adapters.postgres.access import ChangeLog, KeyStore
+from pulse.adapters.postgres.identity import IdentityStore
+from pulse.adapters.postgres.pool import Pool, Scoped
+from pulse.adapters.postgres.registry import RegistryTruth
+from pulse.adapters.postgres.telemetry_query import TelemetryReader
+from pulse.api.control.application import control_app
+from pulse.api.control.entrance import ControlBounds
+from pulse.domain.access import ChangeRecord
+from pulse.domain.errors import Outage
+from pulse.domain.query import QueryBounds
+from pulse.runtime.http import Application, UvicornService
+from pulse.runtime.settings import Settings
+from pulse.services.audit import Auditor
+from pulse.services.control import Control, OpenReach, Reach
+from pulse.topology.declared import load
+
+EDGE_TIMEOUT_S = 2.0
+"""How long a change waits for the edge to be told; the maintenance role does it otherwise."""
+
+
+class RegistryEdge:
+    """The registry at the edge; satisfies `services.control.Edge`."""
+
+    def __init__(self, client: PulseClient, pool: Pool) -> None:
+        self._client = client
+        self._bucket = RegistryBucket(client, timeout_s=EDGE_TIMEOUT_S)
+        self._truth = RegistryTruth(pool)
+
+    async def project(self, keys: Sequence[str]) -> None:
+        """Make the entries under these keys what PostgreSQL says; an Outage at once where the connection is lost."""
+        if not self._client.is_connected:
+            raise Outage(SYSTEM, "the connection to NATS is lost")
+        await self._bucket.project(keys, self._truth.load)
+
+
+def open_reach_on(pool: Pool, *, query_s_max: float) -> OpenReach:
+    """Stores on `pool`, for one tenant or for all."""
+
+    def open_reach(tenant_id: str | None, record: ChangeRecord | None) -> Reach:
+        database = Scoped(pool=pool, tenant_id=tenant_id, record=record)
+        return Reach(
+            identities=IdentityStore(database),
+            telemetry=TelemetryReader(database, statement_s_max=query_s_max),
+            changes=ChangeLog(database),
+            keys=KeyStore(database),
+        )
+
+    return open_reach
+
+
+def control_service(
+    *, settings: Settings, nats: PulseClient, pool: Pool, auditor: Auditor, other: Application
+) -> UvicornService:
+    """The HTTP service, with its address taken; `other` answers what is not below `/api/`."""
+    control = Control(
+        open_reach=open_reach_on(pool, query_s_max=settings.query_s_max),
+        edge=RegistryEdge(nats, pool),
+        auditor=auditor,
+        streams=StreamStatusReader(nats, load(stream_replicas=settings.stream_replicas)),
+    )
+    bounds = ControlBounds(
+        query=QueryBounds(
+            range_s_max=settings.query_range_s_max,
+            rows_max=settings.query_rows_max,
+            buckets_max=settings.query_buckets_max,
+        ),
+        body_bytes_max=settings.ui_body_bytes_max,
+        import_bytes_max=settings.import_bytes_max,
+        import_rows_max=settings.import_rows_max,
+    )
+    service = UvicornService(
+        name="control API",
+        app=control_app(control=control, bounds=bounds, other=other),
+        host=settings.ui_host,
+        port=settings.ui_port,
+        setting="ui",
+        connections_max=settings.ui_connections_max,
+        request_s_max=settings.ui_request_s_max,
+    )
+    service.bind()
+    return service

@@ -1,0 +1,241 @@
+"""Every service of `compose/docker-compose.yml`, by the command and with the environment that stand there.
+
+With nats-server under compose's nats.conf and accounts, a PostgreSQL that compose's init.sql has prepared, and a real
+PgBouncer under compose's pgbouncer.ini. There are no containers: tests/compose_stack.py says what is different.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from typing import Any
+
+import asyncpg
+import pytest
+
+from compose_files import INIT_STREAMS, NATS_CONF, TOPOLOGY, filled_in, is_role, nats_users, services, variables_of
+from compose_stack import (
+    Finished,
+    Stack,
+    container_environment,
+    made_password,
+    nats_cli,
+    program,
+    run,
+    start_servers,
+)
+from pulse_up import wait_for
+from repository import ROOT
+
+ROLES = [name for name, each in services().items() if is_role(each)]
+HANDBOOK = (ROOT / "docs" / "operations.md").read_text("utf-8")
+WAIT_S_MAX = 60.0
+DEAD_LETTERS = "SELECT subject, reason, body FROM dead_letters"
+REFUSED = "NATS refuses a permission"
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """All of it, started in the order of depends_on, with a device `t-1` of tenant `acme`."""
+    program("pgbouncer", install="apt install pgbouncer")
+    made = Stack(folder=tmp_path_factory.mktemp("compose"), passwords=passwords())
+    with made.cleanup:
+        start_servers(made)
+        made.run_once("migrate")
+        assert made.ended["migrate"].code == 0, made.ended["migrate"].errors
+        # What nats-init does, also where there is no `nats` to run it with; it runs again below, and by itself in
+        # test_init_streams.py.
+        applied = made.run_once("pulse", "streams", "apply", "--yes")
+        assert applied.code == 0, applied.errors
+        for role in ROLES:
+            made.start(role)
+        yield made
+
+
+def passwords() -> dict[str, str]:
+    """As `make-env.sh` would make them, for every variable of the file."""
+    return {name: made_password() for name in variables_of(json.dumps(services()))}
+
+
+@pytest.fixture(scope="module")
+def token(stack: Stack) -> str:
+    """The token of device `t-1` of tenant `acme`, made by an operator's commands."""
+    assert stack.run_once("pulse", "tenant", "add", "acme").code == 0
+    done = stack.run_once("pulse", "device", "add", "acme", "t-1", "--json")
+    assert (done.code, done.errors) == (0, ""), done.errors
+    found = re.findall(r'"token": "([^"]+)"', done.output)
+    assert len(found) == 1, done.output
+    return str(found[0])
+
+
+def ask(url: str, *, body: object = None, token: str = "") -> tuple[int, str]:
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    data = None if body is None else json.dumps(body).encode()
+    if data is not None:
+        headers["Content-Type"] = "application/json"
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, data=data, headers=headers), timeout=15) as answer:  # noqa: S310
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+
+
+def url_of(stack: Stack, service: str, port: str, path: str) -> str:
+    return f"http://127.0.0.1:{stack.ports[service][port]}{path}"
+
+
+async def rows(stack: Stack, statement: str) -> list[dict[str, Any]]:
+    """What the role of Pulse sees, through PgBouncer."""
+    connection = await asyncpg.connect(stack.environment("ingest")["DATABASE_URL"], statement_cache_size=0)
+    try:
+        async with connection.transaction():
+            return [dict(each) for each in await connection.fetch(statement)]
+    finally:
+        await connection.close()
+
+
+async def execute(stack: Stack, statement: str) -> None:
+    connection = await asyncpg.connect(stack.environment("migrate")["DATABASE_URL"], statement_cache_size=0)
+    try:
+        await connection.execute(statement)
+    finally:
+        await connection.close()
+
+
+async def rows_once_there(stack: Stack, statement: str) -> list[dict[str, Any]]:
+    """As `rows`, waited for."""
+    async with asyncio.timeout(WAIT_S_MAX):
+        while not (found := await rows(stack, statement)):  # noqa: ASYNC110 - another process writes them
+            await asyncio.sleep(0.05)
+    return found
+
+
+def audit(stack: Stack) -> dict[str, Any]:
+    done = stack.run_once("pulse", "audit", "--json")
+    assert done.code == 0, done.output + done.errors
+    found: dict[str, Any] = json.loads(done.output)
+    return found
+
+
+def init_environment(stack: Stack) -> dict[str, str]:
+    """Of nats-init, with the real `nats` on its PATH."""
+    url = filled_in(services()["nats-init"]["environment"]["NATS_URL"], stack.passwords)
+    here = url.replace("iot-nats:4222", stack.places["iot-nats:4222"])
+    return container_environment(stack.folder, nats_cli(), NATS_URL=here, TOPOLOGY_DIR=str(TOPOLOGY))
+
+
+def run_init(stack: Stack) -> Finished:
+    """nats-init as it stands in the file, against the streams that are there already."""
+    assert services()["nats-init"]["entrypoint"] == ["/bin/sh", "/scripts/init-streams.sh"]
+    return run(["/bin/sh", str(INIT_STREAMS)], init_environment(stack), folder=stack.folder)
+
+
+async def test_every_service_of_the_file_runs(stack: Stack) -> None:
+    """And every role is healthy by the health check that stands there."""
+    started = set(stack.running) | set(stack.ended) - {"init.sql"}
+    assert started | {"nats-init"} == set(services())
+    for name, process in stack.running.items():
+        assert process.alive, stack.log_of(name)
+    for role in ROLES:
+        assert stack.is_healthy(role), stack.log_of(role)
+
+
+async def test_nats_init_finds_all_as_the_command_line_made_it(stack: Stack) -> None:
+    done = run_init(stack)
+    assert done.code == 0, done.errors
+    assert "(created)" not in done.output
+    assert "(updated)" not in done.output
+
+
+async def test_pulse_is_an_ordinary_role_of_postgresql(stack: Stack) -> None:
+    found = await rows(stack, "SELECT rolname, rolsuper, rolcreaterole FROM pg_roles WHERE rolname = current_user")
+    assert found == [{"rolname": "pulse", "rolsuper": False, "rolcreaterole": False}]
+
+
+async def test_a_reading_goes_from_the_gateway_to_postgresql(stack: Stack, token: str) -> None:
+    url = url_of(stack, "gateway", "gateway", "/ingest/v1/tenant/acme/device/t-1/telemetry")
+    # The registry follows what the command wrote; a device that is not there yet is refused as one that never was.
+    wait_for(lambda: ask(url, body={"metrics": {"probe": 1}}, token=token)[0] == 202, "the gateway knows the device")
+    status, answer = ask(url, body={"metrics": {"temperature": 21.5}}, token=token)
+    assert status == 202, answer
+    assert json.loads(answer)["durability"] == "disk"
+    statement = "SELECT tenant_id, device_id FROM telemetry WHERE metrics ? 'temperature'"
+    assert await rows_once_there(stack, statement) == [{"tenant_id": "acme", "device_id": "t-1"}]
+    assert audit(stack)
+
+
+async def test_the_checks_of_the_handbook_work_and_the_test_message_becomes_a_dead_letter(stack: Stack) -> None:
+    """The requirement's own: `nats` commands, run as `docker compose run --entrypoint nats nats-init` would."""
+    commands = re.findall(r"--entrypoint nats nats-init ((?:stream|pub) .*)$", HANDBOOK, re.MULTILINE)
+    assert len(commands) == 4
+    assert await rows(stack, DEAD_LETTERS) == []
+    for command in commands:
+        done = run(["sh", "-c", f"nats {command}"], init_environment(stack), folder=stack.folder)
+        assert (done.code, bool(done.output + done.errors)) == (0, True), done.errors
+    subjects = run(["nats", "stream", "subjects", "TELEMETRY", "--json"], init_environment(stack), folder=stack.folder)
+    assert json.loads(subjects.output)["telemetry.test-tenant"] == 1
+    dead = [{"subject": "telemetry.test-tenant", "reason": "invalid_envelope", "body": b'{"test":1}'}]
+    assert await rows_once_there(stack, DEAD_LETTERS) == dead
+    _, metrics = ask(url_of(stack, "ingest", "health", "/metrics"))
+    assert re.search(r'^pulse_ingest_messages_total\{outcome="dead"\} 1\.0$', metrics, re.MULTILINE), metrics
+    assert audit(stack)["ok"]
+
+
+async def test_an_operator_can_replay_a_dead_letter(stack: Stack) -> None:
+    """This one can only die again."""
+    done = stack.run_once("pulse", "dead-letters", "replay", "--all")
+    assert done.code == 0, done.errors
+    await rows_once_there(stack, f"{DEAD_LETTERS} OFFSET 1")
+
+
+async def test_a_database_restored_from_a_backup_is_filled_up_from_the_stream(stack: Stack, token: str) -> None:
+    """The backup here is of the moment before the first reading."""
+    url = url_of(stack, "gateway", "gateway", "/ingest/v1/tenant/acme/device/t-1/telemetry")
+    wait_for(lambda: ask(url, body={"metrics": {"kept": 1}}, token=token)[0] == 202, "the gateway knows the device")
+    statement = "SELECT count(*) AS count FROM telemetry WHERE metrics ? 'kept' HAVING count(*) > 0"
+    stored = await rows_once_there(stack, statement)
+    await execute(stack, "TRUNCATE telemetry, ledger, dead_letters")
+    commands = re.findall(r"--entrypoint nats nats-init (consumer rm .*)$", HANDBOOK, re.MULTILINE)
+    done = run(["nats", *commands[0].split()], init_environment(stack), folder=stack.folder)
+    assert done.code == 0, done.errors
+    assert "Consumer ingest-workers ready (created)" in run_init(stack).output
+    assert await rows_once_there(stack, statement) == stored
+    wait_for(lambda: stack.run_once("pulse", "audit").code == 0, "everything is accounted for again")
+
+
+async def test_the_control_api_answers_and_asks_for_a_key(stack: Stack) -> None:
+    assert ask(url_of(stack, "ui", "ui", "/api/v1/tenants"))[0] == 401
+    added = stack.run_once("pulse", "key", "add", "test", "--operator", "--json")
+    assert added.code == 0, added.errors
+    secret = next(iter(re.findall(r'"(?:secret|key)": "([^"]{20,})"', added.output)))
+    for path in ("/api/v1/tenants", "/api/v1/streams", "/api/v1/audit"):
+        status, answer = ask(url_of(stack, "ui", "ui", path), token=secret)
+        assert status == 200, answer
+    device = url_of(stack, "ui", "ui", "/api/v1/tenants/acme/devices")
+    status, answer = ask(device, body={"device_id": "made-by-the-api"}, token=secret)
+    assert status in (200, 201), answer
+
+
+async def test_no_role_was_refused_what_it_needs(stack: Stack) -> None:
+    """The permissions of nats.conf are enough for all that has gone on above."""
+    assert [role for role in ROLES if REFUSED in stack.log_of(role)] == []
+
+
+@pytest.mark.parametrize("role", ["gateway", "ingest", "maintenance", "rescue"])
+async def test_a_role_with_its_own_user_cannot_do_an_operator_s_work(stack: Stack, role: str) -> None:
+    done = stack.run_once(role, "streams", "apply", "--yes")
+    assert done.code == 2
+    assert 'permissions violation for publish to "$js.api.info"' in done.errors.splitlines()[-1]
+
+
+async def test_every_user_of_nats_is_connected_as_his_own_role(stack: Stack) -> None:
+    port = stack.monitor_port
+    _, answer = ask(f"http://127.0.0.1:{port}/connz?auth=1")
+    found = {each["name"]: each["authorized_user"] for each in json.loads(answer)["connections"]}
+    assert found == {f"pulse {role}": role for role in ROLES}
+    assert set(ROLES) < set(nats_users(NATS_CONF.read_text("utf-8")))

@@ -1,0 +1,153 @@
+"""The users of `compose/nats/nats.conf`: each may do what its role does, and is told plainly what it may not."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from compose_files import NATS_CONF, nats_users
+from compose_stack import ComposeNats, compose_nats, container_environment, run
+from pulse.adapters.embedded.ports import free_port
+from pulse.adapters.nats.connection import PulseClient, connection
+from pulse.adapters.nats.provisioner import Provisioner
+from pulse.domain.errors import ConfigurationError
+from pulse.topology.declared import load
+from repository import ROOT
+
+API = "$JS.API."
+REGISTRY = "maintenance ui provisioner"
+FOLLOWS_REGISTRY = "gateway maintenance provisioner"
+
+MAY_PUBLISH = {
+    # messages
+    "telemetry.acme": "gateway ui provisioner",
+    "telemetry.acme.more": "",
+    "shadow.acme": "ui provisioner",
+    "commands.acme": "ui provisioner",
+    "routes.acme": "ui provisioner",
+    "dead.TELEMETRY": "",
+    # the registry at the edge
+    "$KV.registry.device.acme.t-1": REGISTRY,
+    f"{API}DIRECT.GET.KV_registry": REGISTRY,
+    f"{API}CONSUMER.CREATE.KV_registry.abc": FOLLOWS_REGISTRY,
+    "$JS.FC.KV_registry.abc.def": FOLLOWS_REGISTRY,
+    # taking messages out, and settling them
+    f"{API}CONSUMER.MSG.NEXT.TELEMETRY.ingest-workers": "ingest provisioner",
+    "$JS.ACK.TELEMETRY.ingest-workers.1.2.3.4.5": "ingest",
+    f"{API}CONSUMER.MSG.NEXT.DEAD_LETTERS.rescue-workers": "rescue provisioner",
+    "$JS.ACK.DEAD_LETTERS.rescue-workers.1.2.3.4.5": "rescue",
+    f"{API}CONSUMER.MSG.NEXT.ROUTES.route-delivery": "provisioner",
+    "$JS.ACK.ROUTES.route-delivery.1.2.3.4.5": "",
+    f"{API}CONSUMER.CREATE.TELEMETRY.abc": "provisioner",
+    f"{API}STREAM.MSG.GET.TELEMETRY": "rescue ui provisioner",
+    f"{API}STREAM.MSG.DELETE.ROUTES": "rescue provisioner",
+    f"{API}STREAM.MSG.DELETE.TELEMETRY": "provisioner",
+    # looking
+    f"{API}STREAM.INFO.TELEMETRY": "gateway ingest maintenance rescue ui provisioner",
+    f"{API}STREAM.LIST": "ui provisioner",
+    f"{API}CONSUMER.INFO.TELEMETRY.ingest-workers": "ui provisioner",
+    # making and removing
+    f"{API}STREAM.CREATE.TELEMETRY": "provisioner",
+    f"{API}STREAM.UPDATE.TELEMETRY": "provisioner",
+    f"{API}STREAM.DELETE.TELEMETRY": "provisioner",
+    f"{API}STREAM.PURGE.TELEMETRY": "provisioner",
+    f"{API}CONSUMER.DELETE.TELEMETRY.ingest-workers": "provisioner",
+    "anything.else": "",
+}
+"""Who may publish to what. Pulling and acknowledging are publishes as well."""
+MAY_SUBSCRIBE = {
+    "_INBOX.>": "provisioner",
+    "telemetry.>": "provisioner",
+    "$KV.registry.>": "",
+    ">": "",
+    **{f"_INBOX.{user}.abc.>": f"{user} provisioner" for user in ("gateway", "ingest", "maintenance", "rescue", "ui")},
+}
+USERS = sorted(nats_users(NATS_CONF.read_text("utf-8")))
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComposeNats]:
+    """One for all: nothing here leaves anything behind."""
+    with compose_nats(tmp_path_factory.mktemp("nats")) as running:
+        yield running
+
+
+async def refused(client: PulseClient, subject: str) -> bool:
+    """Whether the server has refused `subject` by the time that it has answered a PING behind it."""
+    before = time.monotonic()
+    await client.flush()  # nats-py's PING overtakes what waits to be sent
+    await client.flush()
+    denied = client.denied_since(before - 60)
+    assert not denied or denied.startswith("permissions violation for ")
+    return denied.endswith(f'"{subject.lower()}"')  # nats-py hands on what the server says in small letters
+
+
+@pytest.mark.parametrize("user", USERS)
+async def test_a_user_may_publish_what_its_role_does_and_nothing_else(server: ComposeNats, user: str) -> None:
+    found = {}
+    async with connection(server.url(user), name="test") as client:
+        for subject in MAY_PUBLISH:
+            await client.publish(subject, b"")
+            found[subject] = not await refused(client, subject)
+    assert found == {subject: user in who.split() for subject, who in MAY_PUBLISH.items()}
+
+
+@pytest.mark.parametrize("user", USERS)
+async def test_a_user_hears_what_is_for_him_and_nothing_else(server: ComposeNats, user: str) -> None:
+    found = {}
+    async with connection(server.url(user), name="test") as client:
+        for subject in MAY_SUBSCRIBE:
+            subscription = await client.subscribe(subject)
+            found[subject] = not await refused(client, subject)
+            await subscription.unsubscribe()
+    assert found == {subject: user in who.split() for subject, who in MAY_SUBSCRIBE.items()}
+
+
+@pytest.mark.parametrize("user", USERS)
+@pytest.mark.parametrize("password", ["", "p0"], ids=["no password", "a wrong one"])
+async def test_nobody_comes_in_without_the_right_password(server: ComposeNats, user: str, password: str) -> None:
+    with pytest.raises(ConfigurationError, match="refuses these credentials"):
+        async with connection(server.url(user, password=password), name="test"):
+            pass
+
+
+async def test_nobody_comes_in_without_a_name(server: ComposeNats) -> None:
+    with pytest.raises(ConfigurationError, match="refuses these credentials"):
+        async with connection(f"nats://127.0.0.1:{server.port}", name="test"):
+            pass
+
+
+async def test_answers_come_to_an_inbox_of_the_user_s_own(server: ComposeNats) -> None:
+    async with connection(server.url("gateway"), name="test") as client:
+        assert client.new_inbox().startswith("_INBOX.gateway.")
+
+
+@pytest.mark.parametrize(
+    ("user", "command", "subject"),
+    [
+        ("ingest", "streams apply", "$JS.API.INFO"),
+        ("ui", "streams apply", "$JS.API.STREAM.CREATE.COMMANDS"),
+        ("ingest", "serve gateway", "$JS.API.CONSUMER.CREATE.KV_registry."),
+    ],
+)
+async def test_a_process_that_tries_what_is_not_its_own_ends_and_says_which_permission_it_lacks(
+    tmp_path: Path, user: str, command: str, subject: str
+) -> None:
+    with compose_nats(tmp_path) as server:
+        if command.startswith("serve"):
+            async with connection(server.url("provisioner"), name="test") as client:
+                await Provisioner(client).apply(load(), await Provisioner(client).plan(load()))
+        ports_here = {"PULSE_HEALTH_PORT": str(free_port()), "PULSE_GATEWAY_PORT": str(free_port())}
+        environment = container_environment(
+            tmp_path, NATS_URL=server.url(user), PYTHONPATH=str(ROOT / "src"), **ports_here
+        )
+        done = run([sys.executable, "-m", "pulse", *command.split()], environment, folder=tmp_path)
+    last = done.errors.splitlines()[-1]
+    assert done.code == 2, done.errors
+    assert last.startswith("pulse: cannot ")
+    assert f'permissions violation for publish to "{subject.lower()}' in last
+    assert last.endswith("(give the user of nats_url this permission)")

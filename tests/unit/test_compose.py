@@ -1,0 +1,301 @@
+"""The rules that every compose file of ours keeps, and what the requirement says of names, ports and volumes."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import tomllib
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from compose_files import (
+    COMPOSE,
+    FOLDER,
+    INIT_STREAMS,
+    NATS_CONF,
+    TOPOLOGY,
+    Service,
+    document,
+    filled_in,
+    is_role,
+    nats_users,
+    runs_once,
+    services,
+    variables_of,
+)
+from pulse.app import Role
+from pulse.runtime.settings import load
+from repository import ROOT
+
+FILES = sorted(FOLDER.glob("docker-compose*.yml"))
+KEYS = frozenset(
+    {
+        "build",
+        "cap_drop",
+        "command",
+        "container_name",
+        "depends_on",
+        "deploy",
+        "entrypoint",
+        "environment",
+        "healthcheck",
+    }
+    | {
+        "healthcheck",
+        "image",
+        "logging",
+        "ports",
+        "profiles",
+        "read_only",
+        "restart",
+        "security_opt",
+        "shm_size",
+        "stop_grace_period",
+    }
+    | {"tmpfs", "user", "volumes"}
+)
+"""Of a service, that we use: compose refuses a key that it does not know, and so do we, without compose."""
+HEALTH_KEYS = frozenset({"test", "interval", "timeout", "retries", "start_period", "start_interval", "disable"})
+PINNED = re.compile(r"^[a-z0-9./-]+:v?\d+\.\d+[\w.-]*$")
+
+
+def unknown_keys(service: Service) -> list[str]:
+    unknown = set(service) - KEYS | set(service.get("healthcheck", {})) - HEALTH_KEYS
+    return sorted(unknown)
+
+
+def unpinned_image(service: Service) -> list[str]:
+    image = service.get("image", "none")
+    return [] if PINNED.fullmatch(image) else [image]
+
+
+def public_ports(service: Service) -> list[str]:
+    return [port for port in service.get("ports", []) if not re.fullmatch(r"127\.0\.0\.1:\d+:\d+", str(port))]
+
+
+def no_health_check(service: Service) -> list[str]:
+    check = service.get("healthcheck", {})
+    if runs_once(service):
+        return []
+    return [key for key in ("test", "interval", "timeout", "retries") if key not in check or check.get("disable")]
+
+
+def no_bounds(service: Service) -> list[str]:
+    missing = [] if "max-size" in service.get("logging", {}).get("options", {}) else ["logging"]
+    limits = service.get("deploy", {}).get("resources", {}).get("limits", {})
+    return missing + [key for key in ("memory", "pids") if key not in limits]
+
+
+def no_restart_policy(service: Service) -> list[str]:
+    policy = service.get("restart", "none")
+    return [] if policy in ("unless-stopped", "no") else [str(policy)]
+
+
+def gains_privileges(service: Service) -> list[str]:
+    missing = [] if "no-new-privileges:true" in service.get("security_opt", []) else ["no-new-privileges"]
+    if "build" in service:
+        missing += [] if service.get("read_only") is True else ["read_only"]
+        missing += [] if service.get("cap_drop") == ["ALL"] else ["cap_drop"]
+    return missing
+
+
+def writable_binds(service: Service) -> list[str]:
+    return [mount for mount in service.get("volumes", []) if mount.startswith(".") and not mount.endswith(":ro")]
+
+
+RULES = [
+    unknown_keys,
+    unpinned_image,
+    public_ports,
+    no_health_check,
+    no_bounds,
+    no_restart_policy,
+    gains_privileges,
+    writable_binds,
+]
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_every_service_keeps_the_rule(rule: Callable[[Service], list[str]]) -> None:
+    found = {f"{path.name} {name}": rule(each) for path in FILES for name, each in services(path).items()}
+    assert {name: faults for name, faults in found.items() if faults} == {}
+
+
+@pytest.mark.parametrize(
+    ("rule", "bad"),
+    [
+        (unknown_keys, {"imgae": "nats:2.15.0"}),
+        (unknown_keys, {"healthcheck": {"tests": []}}),
+        (unpinned_image, {"image": "natsio/nats-box:latest"}),
+        (unpinned_image, {"image": "nats"}),
+        (unpinned_image, {"image": "nats:alpine"}),
+        (public_ports, {"ports": ["4222:4222"]}),
+        (public_ports, {"ports": ["0.0.0.0:4222:4222"]}),
+        (public_ports, {"ports": [8080]}),
+        (no_health_check, {}),
+        (no_health_check, {"healthcheck": {"test": [], "interval": "", "timeout": "", "retries": 1, "disable": True}}),
+        (no_bounds, {"deploy": {"resources": {"limits": {"memory": "1G"}}}}),
+        (no_restart_policy, {}),
+        (gains_privileges, {"build": {}, "security_opt": ["no-new-privileges:true"]}),
+        (writable_binds, {"volumes": ["./nats/nats.conf:/etc/nats/nats.conf"]}),
+    ],
+)
+def test_each_rule_can_fail(rule: Callable[[Service], list[str]], bad: Service) -> None:
+    assert rule(bad) != []
+
+
+def test_every_role_has_a_service_and_every_service_of_ours_a_role() -> None:
+    assert {name for name, each in services().items() if is_role(each)} == {role.value for role in Role}
+
+
+def test_a_service_of_a_role_runs_that_role_and_can_be_scaled() -> None:
+    for name, each in services().items():
+        if is_role(each):
+            assert each["command"] == ["serve", name]
+            assert "container_name" not in each
+            assert bool(each.get("ports")) == (name in {"gateway", "ui"})
+
+
+def test_who_depends_on_whom_waits_for_the_right_thing() -> None:
+    """For the end of what runs once, for the health of what goes on; and every role waits for streams and schema."""
+    all_services = services()
+    for name, each in all_services.items():
+        for target, how in each.get("depends_on", {}).items():
+            wanted = "service_completed_successfully" if runs_once(all_services[target]) else "service_healthy"
+            assert how == {"condition": wanted}, f"{name} on {target}"
+        if is_role(each):
+            assert {"nats", "nats-init", "migrate", "pgbouncer"} <= set(each["depends_on"])
+
+
+def test_every_variable_is_required_and_stands_in_the_example_file() -> None:
+    """nats-server would accept an empty password, so a variable that is missing or empty has to stop compose."""
+    text = COMPOSE.read_text("utf-8")
+    required = set(re.findall(r"\$\{([A-Z_]+):\?", text))
+    example = set(re.findall(r"^([A-Z_]+)=$", (FOLDER / ".env.example").read_text("utf-8"), re.MULTILINE))
+    assert variables_of(text) == required == example
+
+
+def test_what_is_mounted_exists_and_every_volume_is_declared() -> None:
+    declared = set(document()["volumes"])
+    used: set[str] = set()
+    for each in services().values():
+        for mount in each.get("volumes", []):
+            source = mount.split(":")[0]
+            if source.startswith("."):
+                assert (FOLDER / source).exists(), mount
+            else:
+                used.add(source)
+    assert used == declared
+
+
+@pytest.mark.parametrize("name", [name for name, each in services().items() if "build" in each])
+def test_the_environment_of_a_service_is_made_of_settings(name: str) -> None:
+    """A misspelt one is refused by `load`."""
+    environment = services()[name]["environment"]
+    variables = dict.fromkeys(variables_of(str(environment)), "p0")
+    settings = load(environment=filled_in(environment, variables))
+    assert settings.database_url.startswith("postgresql://pulse:p0@")
+    assert settings.nats_url.startswith("nats://") or name == "migrate"
+
+
+def test_the_image_has_the_version_of_the_package() -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["version"]
+    assert {each["image"] for each in services().values() if "build" in each} == {f"opsconductor-pulse:{version}"}
+
+
+def test_the_dockerfile_pins_its_base_and_runs_as_nobody_in_particular() -> None:
+    text = (ROOT / "Dockerfile").read_text("utf-8")
+    base = re.findall(r"^ARG PYTHON_IMAGE=(\S+)$", text, re.MULTILINE)
+    assert len(base) == 1
+    assert PINNED.fullmatch(base[0])
+    assert set(re.findall(r"^FROM (\S+)", text, re.MULTILINE)) == {"${PYTHON_IMAGE}"}
+    last_stage = text.rpartition("\nFROM ")[2]
+    assert re.search(r"^USER 10001:10001$", last_stage, re.MULTILINE)
+    assert "pip uninstall --yes" in last_stage
+    assert "--require-hashes" in text
+
+
+def test_the_image_installs_every_pin_of_the_lock_but_the_embedded_servers() -> None:
+    """By the very line of the Dockerfile."""
+    line = re.findall(r"^RUN (awk .*) > server\.lock$", (ROOT / "Dockerfile").read_text("utf-8"), re.MULTILINE)
+    done = subprocess.run(["sh", "-c", line[0]], cwd=ROOT, capture_output=True, text=True, check=True, timeout=10)
+    whole = (ROOT / "requirements.lock").read_text("utf-8")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    pins, kept = _pins(whole), _pins(done.stdout)
+    embedded = {canonicalize_name(Requirement(each).name) for each in project["optional-dependencies"]["embedded"]}
+    assert kept == {name: pin for name, pin in pins.items() if name not in embedded}
+    assert {canonicalize_name(Requirement(each).name) for each in project["dependencies"]} <= set(kept)
+
+
+def _pins(lock: str) -> dict[str, str]:
+    """Each distribution with its whole entry, hashes included."""
+    entries = re.findall(r"^([A-Za-z0-9._-]+)(==[^\n]*(?:\n [^\n]*)*)", lock, re.MULTILINE)
+    return {canonicalize_name(name): entry for name, entry in entries}
+
+
+def test_nats_has_a_user_for_every_role_and_gets_all_their_passwords() -> None:
+    users = nats_users(NATS_CONF.read_text("utf-8"))
+    assert set(users) == {role.value for role in Role} | {"provisioner"}
+    environment = services()["nats"]["environment"]
+    assert {name for name in environment if name.endswith("_PASSWORD")} == set(users.values())
+    for name, each in services().items():
+        if is_role(each):
+            assert each["environment"]["NATS_URL"].startswith(f"nats://{name}:${{{users[name]}:?")
+
+
+def test_no_user_of_nats_may_do_everything() -> None:
+    """One without permissions of its own may."""
+    text = NATS_CONF.read_text("utf-8")
+    assert len(re.findall(r"publish: \{ allow: \[", text)) == len(nats_users(text))
+    assert len(re.findall(r"subscribe: \{ allow: \[", text)) == len(nats_users(text))
+    assert '">"' not in text
+
+
+def test_the_server_has_room_above_the_streams_and_an_update_of_the_largest() -> None:
+    sizes = [json.loads(path.read_bytes())["max_bytes"] for path in (TOPOLOGY / "streams").glob("*.json")]
+    room = re.findall(r"^  max_file: (\d+)GB$", NATS_CONF.read_text("utf-8"), re.MULTILINE)
+    assert sum(sizes) + max(sizes) < int(room[0]) * 1024**3
+
+
+def test_the_script_swallows_no_error() -> None:
+    """As the requirement's own did: it said "ready" for streams that did not exist."""
+    text = INIT_STREAMS.read_text("utf-8")
+    assert text.startswith("#!/bin/sh\n")
+    assert "|| true" not in text
+    assert "/dev/null" not in text
+    assert INIT_STREAMS.stat().st_mode & 0o111 == 0o111
+
+
+CONTRACT: dict[str, dict[str, Any]] = {
+    "nats": {
+        "container_name": "iot-nats",
+        "command": ["-c", "/etc/nats/nats.conf"],
+        "ports": ["127.0.0.1:4222:4222", "127.0.0.1:8222:8222"],
+        "volumes": ["./nats/nats.conf:/etc/nats/nats.conf:ro", "nats-data:/data"],
+        "restart": "unless-stopped",
+    },
+    "nats-init": {
+        "container_name": "iot-nats-init",
+        "entrypoint": ["/bin/sh", "/scripts/init-streams.sh"],
+        "depends_on": {"nats": {"condition": "service_healthy"}},
+        "restart": "no",
+    },
+}
+
+
+@pytest.mark.parametrize("name", CONTRACT)
+def test_the_requirement_s_services_are_as_it_says(name: str) -> None:
+    service = services()[name]
+    assert {key: service[key] for key in CONTRACT[name]} == CONTRACT[name]
+    timing = {"interval": "5s", "timeout": "3s", "retries": 12, "start_period": "5s"}
+    assert name != "nats" or timing.items() <= service["healthcheck"].items()
+
+
+@pytest.mark.parametrize("name", ["nats-init", "ingest", "ui"])
+def test_nats_is_found_where_the_requirement_says(name: str) -> None:
+    assert services()[name]["environment"]["NATS_URL"].endswith("@iot-nats:4222")
