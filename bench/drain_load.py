@@ -31,6 +31,8 @@ TENANTS, DEVICES = 10, 2000
 TS = 1_111_111_111_111
 """Stands for the time; no digit of it occurs in a row anywhere else in a block."""
 NAME = b"NAMENAMENAME"
+FLAT_OUT_PER_S = 100_000
+"""How many messages stand for a second where no rate is given; ten tenants times 100,000 is what the stream holds."""
 
 
 def body(number: int, chance: random.Random) -> tuple[str, bytes]:
@@ -99,7 +101,7 @@ async def publish(client: PulseClient, *, count: int, per_s: float = 0.0) -> dic
 
 async def main(per_s: float, seconds: float) -> None:
     async with connection(os.environ["NATS_URL"], name="bench load") as client:
-        print(json.dumps(await publish(client, count=int((per_s or 150_000) * seconds), per_s=per_s)))
+        print(json.dumps(await publish(client, count=int((per_s or FLAT_OUT_PER_S) * seconds), per_s=per_s)))
 
 
 if __name__ == "__main__":

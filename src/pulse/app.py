@@ -59,8 +59,8 @@ log = structlog.get_logger()
 
 NATS_WAIT_S_MAX = 60.0
 """How long a starting process waits for NATS before it says so and ends, to be started again."""
-BATCH_BYTES_MAX = 32 * 1024 * 1024
-"""What one pull may bring; two such batches and their COPY text stay below the memory of a worker."""
+BATCH_BYTES_MAX = 8 * 1024 * 1024
+"""What one pull may bring; two pulls overlap, and three batches are in hand: all of it stays below 150 MB."""
 
 
 class Role(StrEnum):

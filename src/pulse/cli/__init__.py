@@ -80,15 +80,11 @@ def cli(ctx: click.Context, data_dir: str | None, assignments: tuple[str, ...]) 
             raise click.UsageError(f"--set takes NAME=VALUE, not {mask_text(assignment)!r}")
         flags[name.strip()] = value
 
-    def load(named: dict[str, object]) -> tuple[Settings, dict[str, str]]:
-        given = {name: value for name, value in named.items() if value is not None}
-        return load_with_sources(environment=os.environ, flags={**flags, **given})
+    def load(more: dict[str, object], with_instance: bool) -> tuple[Settings, dict[str, str]]:
+        given = {name: value for name, value in more.items() if value is not None}
+        return load_with_sources(environment=os.environ, flags={**flags, **given}, with_instance=with_instance)
 
-    ctx.obj = Context(
-        load=lambda more, with_instance: load_with_sources(
-            environment=os.environ, flags={**flags, **more}, with_instance=with_instance
-        )
-    )
+    ctx.obj = Context(load=load)
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ from typing import Protocol
 import structlog
 
 from pulse.domain.errors import Outage, Refusal
-from pulse.domain.ledger import PositionSet, position
+from pulse.domain.ledger import PositionSet, positions
 from pulse.domain.retry import delay_s
 from pulse.domain.settlement import Message, Settlement, condemn, settle
 from pulse.domain.telemetry import PayloadDecoder
@@ -50,18 +50,21 @@ class Source(Protocol):
     async def fetch(self) -> Batch | None:
         """The next messages; None where none came within the poll time."""
 
-    async def ack(self, messages: Sequence[Message]) -> None:
+    async def ack(self, batch: Batch) -> None:
         """Done with these, for good."""
 
     async def keep_alive(self, messages: Sequence[Message]) -> None:
         """Still working on these: start their ack wait anew, and that of what arrived and was not fetched yet."""
 
-    async def give_back(self, messages: Sequence[Message]) -> None:
-        """Deliver these again, at once, to whoever asks."""
+    async def give_back(self, batch: Batch) -> None:
+        """Deliver these again, at once, to others: after this, nothing more can be fetched."""
 
 
 class Store(Protocol):
     """The database; every call raises Outage where it is away."""
+
+    async def check(self) -> None:
+        """Returns where it could settle something now."""
 
     async def epoch(self, created_ns: int) -> int:
         """The number of the making that was made at `created_ns`; a new one is recorded."""
@@ -133,9 +136,19 @@ class IngestWorker:
             keeper.cancel()
 
     async def _fetch(self, handover: asyncio.Queue[Batch | None], stop: asyncio.Event) -> None:
+        """Hand over what comes, once the database has been seen.
+
+        A delivery counts as an attempt whatever becomes of it: a worker that is started again and again during an
+        outage must not spend those of messages that it could never have stored.
+        """
         attempt = 0
+        seen = False
         while not stop.is_set():
             try:
+                if not seen:
+                    await self._store.check()
+                    seen = True
+                    self._recovered("postgresql")
                 batch = await self._source.fetch()
             except Outage as outage:
                 attempt += 1
@@ -164,7 +177,7 @@ class IngestWorker:
             try:
                 await self._store_batch(await self._positioned(batch))
                 self._probe("ingest.committed")
-                await self._source.ack(batch.messages)
+                await self._source.ack(batch)
             except Outage as outage:
                 attempt += 1
                 if stop.is_set():
@@ -180,7 +193,9 @@ class IngestWorker:
         epoch = self._epochs.get(batch.created_ns)
         if epoch is None:
             epoch = self._epochs[batch.created_ns] = await self._store.epoch(batch.created_ns)
-        return [(position(epoch, message.sequence), message) for message in batch.messages]
+        # A redelivery may have gathered beside its original: the ledger knows positions, and would count them as one.
+        by_sequence = {message.sequence: message for message in batch.messages}
+        return list(zip(positions(epoch, list(by_sequence)), by_sequence.values(), strict=True))
 
     async def _store_batch(self, positioned: Sequence[tuple[int, Message]]) -> None:
         settlement = settle(positioned, self._decoder)
@@ -230,7 +245,7 @@ class IngestWorker:
 
     async def _give_back(self, batch: Batch) -> None:
         try:
-            await self._source.give_back(batch.messages)
+            await self._source.give_back(batch)
         except Outage as outage:
             log.warning("messages wait for redelivery", error=str(outage), messages=len(batch.messages))
 

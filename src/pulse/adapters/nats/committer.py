@@ -31,6 +31,7 @@ from nats.aio.subscription import Subscription
 from pulse.adapters.nats.connection import PulseClient
 from pulse.adapters.nats.errors import IS_IT_RUNNING, SYSTEM
 from pulse.adapters.nats.flights import NO_PUBACK, NO_STREAM, Flight, Flights
+from pulse.adapters.nats.frames import write
 from pulse.adapters.nats.publication import Pending, Publication, batch_frames, check_names, plain_frame
 from pulse.domain.batching import Ack, Lane, Limits, Verdict, judge, sequences
 from pulse.domain.errors import Outage, Overloaded, Reason, Refusal
@@ -194,22 +195,7 @@ class GroupCommitter:
                 else:
                     frames += batch_frames(request.messages, b"%b%x" % (self._batch_prefix, token), reply)
         if frames:
-            self._write(frames)
-
-    def _write(self, frames: list[bytes]) -> None:
-        """Hand `frames` to the client's flusher, as its own `publish` does, but all at once and without an await.
-
-        Relies on nats-py 2.16: `_pending` (commands that the flusher will write), `_pending_data_size` (their bytes),
-        `_flush_queue` (a future in it wakes the flusher). Bounded by the requests in flight.
-        """
-        client = self._client
-        data = b"".join(frames)
-        client._pending.append(data)
-        client._pending_data_size += len(data)
-        client.stats["out_msgs"] += len(frames)
-        client.stats["out_bytes"] += len(data)
-        if client._flush_queue is not None and client._flush_queue.empty():
-            client._flush_queue.put_nowait(self._loop.create_future())
+            write(self._client, b"".join(frames), messages=len(frames))
 
     async def _on_reply(self, reply: Msg) -> None:
         flight = self._flights.land(int(reply.subject[len(self._inbox) :]))

@@ -7,6 +7,7 @@ What nats-py leaves open, and is settled here:
   told of; here it is taken out of the URL, decoded and given to every server;
 - an error sent by the server (credentials revoked, payload too large) closes it for good; here it reconnects;
 - its wait between two attempts is fixed; here it grows and is random, so that a fleet does not come back as one;
+- answers to all users come to `_INBOX.>`; here to `_INBOX.{user}.>`, so that permissions can keep them apart;
 - a permission that is missing shows only as a timeout; here it is logged and kept, see `PulseClient.denied_since`.
 """
 
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -27,6 +29,7 @@ from nats.aio.client import Client, Server
 from nats.protocol.parser import PERMISSIONS_ERR, STALE_CONNECTION
 
 from pulse.adapters.nats.errors import IS_IT_RUNNING, SYSTEM, to_pulse_error
+from pulse.adapters.nats.frames import FrameParser
 from pulse.domain.errors import ConfigurationError, Outage, PulseError
 
 log = structlog.get_logger()
@@ -39,6 +42,7 @@ PING_INTERVAL_S = 10
 """With two pings unanswered the connection counts as dead: after 30 s at most, not nats-py's six minutes."""
 PENDING_BYTES_MAX = 8 * 1024 * 1024
 """What may wait for the socket or for a reconnect; one byte more and a publish is refused (an Outage)."""
+SUBJECT_TOKEN = re.compile(r"[A-Za-z0-9_-]+")
 CREDENTIALS_REFUSED = ("authorization violation", "user authentication", "account authentication")
 """How the protocol's -ERR line begins; it has no codes. Source: nats-server, server/errors.go."""
 
@@ -63,6 +67,7 @@ class PulseClient(Client):
 
     def __init__(self) -> None:
         super().__init__()
+        self._ps = FrameParser(self)
         self._denied: tuple[float, str] = (float("-inf"), "")
 
     @property
@@ -134,7 +139,6 @@ async def connect(
     connect_timeout_s: float = 2.0,
     drain_s_max: float = 4.0,
     pending_bytes_max: int = PENDING_BYTES_MAX,
-    inbox_prefix: str = "_INBOX",
     on_disconnect: Callback | None = None,
     on_reconnect: Callback | None = None,
 ) -> PulseClient:
@@ -150,7 +154,7 @@ async def connect(
         "name": name,
         "drain_timeout": drain_s_max,
         "pending_size": pending_bytes_max,
-        "inbox_prefix": inbox_prefix,
+        "inbox_prefix": _inbox_prefix(address.user),
     }
     deadline = time.monotonic() + wait_s
     delay_s = RECONNECT_DELAY_S_MIN
@@ -192,6 +196,11 @@ async def close(client: PulseClient, *, drain_s_max: float = 4.0) -> None:
             log.warning("the connection to NATS did not drain", error=str(error) or type(error).__name__)
     if not client.is_closed:
         await client.close()
+
+
+def _inbox_prefix(user: str | None) -> str:
+    """`_INBOX.{user}` where the user's name can be a token of a subject."""
+    return f"_INBOX.{user}" if user and SUBJECT_TOKEN.fullmatch(user) else "_INBOX"
 
 
 async def _connect_once(
