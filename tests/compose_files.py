@@ -5,6 +5,7 @@ Only as much of the format as our files use: `${NAME:?message}`, `$$`, and YAML'
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -66,3 +67,25 @@ def is_role(service: Service) -> bool:
 def runs_once(service: Service) -> bool:
     """Whether it does its work and ends: `restart: "no"`."""
     return service.get("restart") == "no"
+
+
+def alerts() -> list[dict[str, Any]]:
+    """The alert rules of Prometheus."""
+    loaded = yaml.safe_load((FOLDER / "prometheus" / "rules.yml").read_text("utf-8"))
+    return [rule for group in loaded["groups"] for rule in group["rules"]]
+
+
+def queries() -> dict[str, str]:
+    """Every PromQL expression of the alert rules and the dashboards, by where it stands."""
+    found = {f"alert {alert['alert']}": str(alert["expr"]) for alert in alerts()}
+    for path in sorted((FOLDER / "grafana" / "dashboards").glob("*.json")):
+        for panel in json.loads(path.read_bytes())["panels"]:
+            for target in panel["targets"]:
+                found[f"{path.name}: {panel['title']}, {target['refId']}"] = target["expr"]
+    return found
+
+
+def metrics_of(query: str) -> set[str]:
+    """The metrics that a PromQL expression names; a histogram's by the name that it is declared under."""
+    named = re.findall(r"\b(?:pulse_\w+|process_\w+|up)\b(?!=)", re.sub(r'"[^"]*"', "", query))
+    return {name.removesuffix("_bucket") for name in named}

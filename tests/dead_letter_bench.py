@@ -164,7 +164,7 @@ class Bench:
         counted = Counted()
         service = Rescue(
             source=SingleConsumer(
-                self.client, stream=DEAD_LETTERS, consumer=RESCUE_WORKERS, created_ns=self._created_ns(DEAD_LETTERS)
+                self.client, stream=DEAD_LETTERS, consumer=RESCUE_WORKERS, created_ns=self.created_ns(DEAD_LETTERS)
             ),
             origin=OriginStreams(self.client),
             store=store or RescueStore(self.pool, probe=probe),
@@ -184,7 +184,7 @@ class Bench:
             self.client,
             stream=TELEMETRY,
             consumer=INGEST_WORKERS,
-            created_ns=self._created_ns(TELEMETRY),
+            created_ns=self.created_ns(TELEMETRY),
             batch_max=5000,
             batch_bytes_max=32 << 20,
             linger_s=0.02,
@@ -243,7 +243,9 @@ class Bench:
         if not waiting.cancelled():
             waiting.result()
 
-    def _created_ns(self, stream: str) -> Callable[[], Awaitable[int]]:
+    def created_ns(self, stream: str) -> Callable[[], Awaitable[int]]:
+        """Asks when `stream` was made."""
+
         async def created_ns() -> int:
             return (await stream_state(self.client, stream)).created_ns
 

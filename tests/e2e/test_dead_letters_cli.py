@@ -53,10 +53,10 @@ class DeadLettersCommand:
         """What it prints with --json."""
         return json.loads(await self(*arguments, "--json"))
 
-    async def die(self, *bodies: bytes) -> list[int]:
+    async def die(self, *bodies: bytes, **headers: str) -> list[int]:
         """Have these become dead letters; returns their ids."""
         before = len(await self.system.dead())
-        await self.system.publish(*bodies)
+        await self.system.publish(*bodies, **headers)
 
         async def dead() -> bool:
             return len(await self.system.dead()) >= before + len(bodies)
@@ -114,7 +114,7 @@ async def test_letters_are_listed_by_page_and_filter(pulse: DeadLettersCommand) 
 
 
 async def test_a_letter_is_shown_whole_and_nothing_in_it_reaches_the_terminal(pulse: DeadLettersCommand) -> None:
-    hostile, binary, empty = await pulse.die(HOSTILE, bytes(range(256)), b"")
+    hostile, binary, empty = await pulse.die(HOSTILE, bytes(range(256)), b"", Trace="\x1b]0;owned\x07")
     shown = await pulse("show", str(hostile))
     assert "invalid_envelope" in shown
     assert "[bold red]" in shown
@@ -132,8 +132,8 @@ async def test_letters_are_replayed_once_unless_it_is_said_again(pulse: DeadLett
     ids = await pulse.die(b"1", b"2", b"3")
     assert await pulse.json("replay", str(ids[0])) == {"replayed": 1, "skipped": 0, "failed": 0, "last_sequence": 4}
     done = await pulse("replay", "--reason", "invalid_envelope")
-    assert done == "2 dead letters are replayed, the last as message 6; 1 were replayed before (--again replays them" \
-        " too).\n"  # fmt: skip
+    before = "1 was replayed before (--again replays it too)"
+    assert done == f"2 dead letters are replayed, the last as message 6; {before}.\n"
     assert (await pulse.json("replay", "--all"))["skipped"] == 3
     assert (await pulse.json("replay", "--all", "--again"))["replayed"] == 3
     shown = await pulse("show", str(ids[0]))

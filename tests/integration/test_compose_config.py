@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from compose_files import FOLDER, services
-from compose_stack import container_environment, program, run
+from compose_server import container_environment, program, run
 from repository import ROOT, copy
 
 FILES = sorted(FOLDER.glob("docker-compose*.yml"))

@@ -17,17 +17,20 @@ from typing import Any
 import asyncpg
 import pytest
 
-from compose_files import INIT_STREAMS, NATS_CONF, TOPOLOGY, filled_in, is_role, nats_users, services, variables_of
-from compose_stack import (
-    Finished,
-    Stack,
-    container_environment,
-    made_password,
-    nats_cli,
-    program,
-    run,
-    start_servers,
+from compose_files import (
+    INIT_STREAMS,
+    NATS_CONF,
+    TOPOLOGY,
+    filled_in,
+    is_role,
+    metrics_of,
+    nats_users,
+    queries,
+    services,
+    variables_of,
 )
+from compose_server import Finished, container_environment, made_password, nats_cli, program, run
+from compose_stack import Stack, start_servers
 from pulse_up import wait_for
 from repository import ROOT
 
@@ -219,6 +222,16 @@ async def test_the_control_api_answers_and_asks_for_a_key(stack: Stack) -> None:
     device = url_of(stack, "ui", "ui", "/api/v1/tenants/acme/devices")
     status, answer = ask(device, body={"device_id": "made-by-the-api"}, token=secret)
     assert status in (200, 201), answer
+
+
+async def test_the_roles_expose_every_metric_that_an_alert_or_a_dashboard_asks_for(stack: Stack) -> None:
+    exposed: set[str] = {"up"}
+    for role in ROLES:
+        status, text = ask(url_of(stack, role, "health", "/metrics"))
+        assert status == 200
+        exposed |= set(re.findall(r"^# TYPE (\S+)", text, re.MULTILINE))
+    asked = set().union(*(metrics_of(query) for query in queries().values()))
+    assert asked - exposed == set()
 
 
 async def test_no_role_was_refused_what_it_needs(stack: Stack) -> None:

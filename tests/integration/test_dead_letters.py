@@ -118,6 +118,28 @@ async def test_a_replay_that_was_cut_off_before_it_was_recorded_sends_nothing_tw
     assert (await system.audit()).accepted == 10
 
 
+async def test_two_that_replay_at_once_send_and_record_each_letter_once(system: Bench) -> None:
+    await die(system, *[b"%d" % number for number in range(5)])
+    wanted = Filter(replayed=False)
+    last_id = (await system.letters.count(wanted)).last_id
+
+    class Together(OriginStreams):
+        async def publish(self, replay: Replay) -> Receipt:
+            await both.wait()
+            return await super().publish(replay)
+
+    both = asyncio.Barrier(10)
+    letters = DeadLetters(store=DeadLetterStore(system.pool), publisher=Together(system.client))
+
+    async def one() -> None:
+        async for _ in letters.replay(wanted, last_id=last_id):
+            pass
+
+    await asyncio.gather(one(), one())
+    assert (await system.audit()).accepted == 10
+    assert {letter.replays for letter in await system.letters.page(Filter())} == {1}
+
+
 async def test_of_a_replay_that_meets_an_outage_what_was_sent_is_recorded_and_the_rest_can_be_repeated(
     system: Bench,
 ) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from compose_files import NATS_CONF, TOPOLOGY
-from compose_stack import ComposeNats, Finished, compose_nats, init_streams, nats_cli
+from compose_server import ComposeNats, Finished, compose_nats, init_streams, nats_cli
 from pulse.adapters.nats.connection import connection
 from pulse.adapters.nats.jetstream import request
 from pulse.adapters.nats.provisioner import Provisioner

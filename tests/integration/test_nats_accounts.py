@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from compose_files import NATS_CONF, nats_users
-from compose_stack import ComposeNats, compose_nats, container_environment, run
+from compose_server import ComposeNats, compose_nats, container_environment, run
 from pulse.adapters.embedded.ports import free_port
 from pulse.adapters.nats.connection import PulseClient, connection
 from pulse.adapters.nats.provisioner import Provisioner

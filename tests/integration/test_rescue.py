@@ -16,6 +16,7 @@ from dead_letter_bench import Bench, Crash, bench, crash_at, envelope, topology
 from pulse.adapters.embedded import ports
 from pulse.adapters.embedded.nats_server import NatsServer
 from pulse.adapters.embedded.process import ManagedProcess
+from pulse.adapters.nats.single_consumer import SingleConsumer
 from pulse.adapters.nats.streams import stream_state
 from pulse.adapters.postgres.dead_letters import RescueStore
 from pulse.domain.dead_letter import Condemned
@@ -187,8 +188,19 @@ async def test_the_advisory_of_a_strangers_consumer_settles_nothing(system: Benc
 async def test_while_the_database_is_away_the_item_is_kept_alive_and_costs_no_try(system: Bench) -> None:
     await system.publish(envelope())
     await system.exhaust()
-    store = Away(system, times=12)
-    counted = await system.rescue(store=store)
+    store = Away(system, times=25)
+    other = SingleConsumer(
+        system.client, stream="DEAD_LETTERS", consumer="rescue-workers", created_ns=system.created_ns("DEAD_LETTERS")
+    )
+
+    async def offered_to_nobody_else() -> bool:
+        if not store.tries:
+            return False
+        if store.times:
+            assert await other.fetch() is None
+        return await system.nothing_to_rescue()
+
+    counted = await system.rescue(offered_to_nobody_else, store=store)
     assert store.times == 0
     assert counted.waited_for == ["postgresql"]
     assert await system.stored() == [1]

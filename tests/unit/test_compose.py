@@ -7,28 +7,33 @@ import re
 import subprocess
 import tomllib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from compose_files import (
-    COMPOSE,
     FOLDER,
     INIT_STREAMS,
     NATS_CONF,
     TOPOLOGY,
     Service,
+    alerts,
     document,
     filled_in,
     is_role,
+    metrics_of,
     nats_users,
+    queries,
     runs_once,
     services,
     variables_of,
 )
 from pulse.app import Role
+from pulse.runtime.metrics import TABLE
 from pulse.runtime.settings import load
 from repository import ROOT
 
@@ -153,6 +158,39 @@ def test_every_role_has_a_service_and_every_service_of_ours_a_role() -> None:
     assert {name for name, each in services().items() if is_role(each)} == {role.value for role in Role}
 
 
+def test_prometheus_asks_every_role() -> None:
+    config = yaml.safe_load((FOLDER / "prometheus" / "prometheus.yml").read_text("utf-8"))
+    [job] = config["scrape_configs"]
+    assert sorted(job["dns_sd_configs"][0]["names"]) == sorted(role.value for role in Role)
+    rules = (FOLDER / "prometheus" / "rules.yml").read_text("utf-8")
+    assert set(re.findall(r'absent\(up\{job="pulse", service="(\w+)"\}\)', rules)) == {role.value for role in Role}
+
+
+def test_every_query_names_metrics_that_are_declared() -> None:
+    """That the roles expose them is in tests/integration/test_compose_services.py."""
+    known = set(TABLE) | {"up", "process_resident_memory_bytes", "process_cpu_seconds_total"}
+    found = queries()
+    assert len(found) > 20
+    assert {name: each for name, each in found.items() if not metrics_of(each) or not metrics_of(each) <= known} == {}
+
+
+def test_every_label_in_a_query_is_of_its_metric() -> None:
+    target = {"job", "service", "instance", "le"}
+    for query in queries().values():
+        labels = {
+            label for name in metrics_of(query) for label in (TABLE[name].labels if name in TABLE else ())
+        } | target
+        used = set(re.findall(r"(\w+)=\"", query))
+        used |= {label.strip() for each in re.findall(r"by \(([^)]*)\)", query) for label in each.split(",")}
+        assert used <= labels, query
+
+
+def test_every_alert_says_how_bad_it_is_what_it_is_and_what_to_do() -> None:
+    for alert in alerts():
+        assert alert["labels"]["severity"] in {"critical", "warning"}
+        assert alert["annotations"].keys() == {"summary", "action"}
+
+
 def test_a_service_of_a_role_runs_that_role_and_can_be_scaled() -> None:
     for name, each in services().items():
         if is_role(each):
@@ -174,23 +212,23 @@ def test_who_depends_on_whom_waits_for_the_right_thing() -> None:
 
 def test_every_variable_is_required_and_stands_in_the_example_file() -> None:
     """nats-server would accept an empty password, so a variable that is missing or empty has to stop compose."""
-    text = COMPOSE.read_text("utf-8")
+    text = "".join(path.read_text("utf-8") for path in FILES)
     required = set(re.findall(r"\$\{([A-Z_]+):\?", text))
     example = set(re.findall(r"^([A-Z_]+)=$", (FOLDER / ".env.example").read_text("utf-8"), re.MULTILINE))
     assert variables_of(text) == required == example
 
 
-def test_what_is_mounted_exists_and_every_volume_is_declared() -> None:
-    declared = set(document()["volumes"])
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_what_is_mounted_exists_and_every_volume_is_declared(path: Path) -> None:
     used: set[str] = set()
-    for each in services().values():
+    for each in services(path).values():
         for mount in each.get("volumes", []):
             source = mount.split(":")[0]
             if source.startswith("."):
                 assert (FOLDER / source).exists(), mount
             else:
                 used.add(source)
-    assert used == declared
+    assert used == set(document(path)["volumes"])
 
 
 @pytest.mark.parametrize("name", [name for name, each in services().items() if "build" in each])

@@ -14,7 +14,8 @@ from pulse.domain.errors import Outage, Reason, Refusal
 from pulse.domain.ledger import PositionSet, position
 from pulse.domain.settlement import Message, Row, Settlement
 from pulse.services.ingest import Batch
-from pulse.services.rescue import TRIES_MAX, Rescue, Stream
+from pulse.services.rescue import DEAD_LETTERS, KEEP_ALIVE_S, TRIES_MAX, Rescue, Stream
+from pulse.topology.declared import load
 
 CREATED_NS = 1_790_000_000_000_000_000
 AFTER = "2026-11-23T10:00:00.123456789Z"
@@ -208,3 +209,10 @@ async def test_a_stop_during_an_outage_gives_the_item_back() -> None:
     world.settle = settle  # type: ignore[method-assign]
     assert (await rescue(world))[-1] == "give back"
     assert "ack" not in world.done
+
+
+def test_nobody_rescues_the_rescue_so_its_consumer_never_gives_up() -> None:
+    (consumer,) = (each for each in load().consumers if each.stream == DEAD_LETTERS)
+    assert consumer.config.max_deliver == -1
+    assert consumer.config.filter_subject == ""
+    assert consumer.config.ack_wait >= 3 * KEEP_ALIVE_S * 1e9

@@ -270,7 +270,10 @@ def _print_replayed(as_json: bool, *, replayed: int, skipped: int, last: int | N
         return
     told = "1 dead letter is replayed" if replayed == 1 else f"{replayed:,} dead letters are replayed"
     told += f", the last as message {last}" if last is not None else ""
-    told += f"; {skipped:,} were replayed before (--again replays them too)" if skipped else ""
+    before = "1 was replayed before (--again replays it too)"
+    if skipped > 1:
+        before = f"{skipped:,} were replayed before (--again replays them too)"
+    told += f"; {before}" if skipped else ""
     console.print(f"{told}.", highlight=False)
 
 
