@@ -56,6 +56,8 @@ from pulse.topology.declared import load
 STREAM, CONSUMER = "TELEMETRY", "ingest-workers"
 HERE = Path(__file__).parent
 POLL_S = 0.02
+WARM_UP_S = 1.0
+"""A process that has just begun to pull still imports and connects what its other services need."""
 TURN_S_MAX = 60.0
 SUNDAY_PART = 5
 LIVE_S = 6.0
@@ -116,6 +118,7 @@ class Bench:
             )
         try:
             await self.until(lambda state: state.waiting_pulls > 0 or state.delivered_stream_seq > 0, process)
+            await asyncio.sleep(WARM_UP_S)
             yield psutil.Process(process.pid)
         finally:
             process.terminate()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 import time
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from compose_files import NATS_CONF, nats_users
 from compose_server import ComposeNats, compose_nats, container_environment, run
 from pulse.adapters.embedded.ports import free_port
 from pulse.adapters.nats.connection import PulseClient, connection
+from pulse.adapters.nats.follow import follow
 from pulse.adapters.nats.provisioner import Provisioner
 from pulse.domain.errors import ConfigurationError
 from pulse.topology.declared import load
@@ -124,6 +126,23 @@ async def test_nobody_comes_in_without_a_name(server: ComposeNats) -> None:
 async def test_answers_come_to_an_inbox_of_the_user_s_own(server: ComposeNats) -> None:
     async with connection(server.url("gateway"), name="test") as client:
         assert client.new_inbox().startswith("_INBOX.gateway.")
+
+
+@pytest.mark.parametrize("user", ["gateway", "maintenance"])
+async def test_a_registry_of_many_devices_is_read_to_its_end(tmp_path: Path, user: str) -> None:
+    """After some megabytes the server waits for a word of flow control, which needs a permission of its own."""
+    entries, entry = 120, bytes(100_000)
+    with compose_nats(tmp_path) as server:
+        async with connection(server.url("provisioner"), name="test") as client:
+            await Provisioner(client).apply(load(), await Provisioner(client).plan(load()))
+            for number in range(entries):
+                await client.request(f"$KV.registry.device.acme.t-{number}", entry)
+        async with connection(server.url(user), name="test") as client:
+            read = 0
+            async with asyncio.timeout(20), follow(client, stream="KV_registry") as following:
+                while read < entries:
+                    read += len(await following.read())
+            assert client.denied_since(0) == ""
 
 
 @pytest.mark.parametrize(
