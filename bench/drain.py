@@ -31,7 +31,7 @@ from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,7 @@ LIVE_S = 6.0
 FLAT_OUT = 0.0
 LONE = 20
 COPY_BATCH = 5000
+COPY_COLUMNS = ("ts", "tenant_id", "device_id", "seq", "site_id", "metrics", "position")
 LATENCY = """
     SELECT percentile_disc(ARRAY[0.5, 0.99, 1.0]) WITHIN GROUP (
         ORDER BY extract(epoch FROM pg_xact_commit_timestamp(telemetry.xmin) - ts)::float8 * 1000)
@@ -193,25 +194,35 @@ async def drain(bench: Bench, way: str, count: int) -> Turn:
     return Turn(way, count, count / elapsed, own * each, nats * each, postgres * each, rss)
 
 
+def copy_texts(count: int) -> list[bytes]:
+    """Rows like those that the messages become, in batches of COPY's text format."""
+    chance, start = random.Random(1), datetime.now(UTC)
+    lines = []
+    for number in range(count):
+        device, (_, envelope) = number % drain_load.DEVICES, drain_load.body(number, chance)
+        metrics = envelope[envelope.index(b'"metrics":') + 10 : envelope.rindex(b',"seq"')].decode()
+        ts = start + timedelta(milliseconds=number // 100)
+        tenant = f"tenant-{device % drain_load.TENANTS}"
+        lines.append(f"{ts}\t{tenant}\tdevice-{device:05}\t{number}\t\\N\t{metrics}\t{number}\n")
+    return ["".join(lines[at : at + COPY_BATCH]).encode() for at in range(0, count, COPY_BATCH)]
+
+
 async def copy(bench: Bench, count: int) -> Turn:
     """COPY alone: text made beforehand, two connections, a transaction for each batch."""
     await bench.renew(paused=False)
-    now = datetime.now(UTC)
-    metrics = '{"temperature":-11.94,"humidity":84.7,"battery_v":3.764,"door":"closed","motion":false,"rssi":-74}'
-    lines = (f"{now}\ttenant-{n % 10}\tdevice-{n % 2000:05}\t{n}\t\\N\t{metrics}\t{n}\n" for n in range(COPY_BATCH))
-    text = "".join(lines).encode()
-    await bench.database.execute("SELECT ensure_telemetry_day($1)", now.date())
-    columns = ("ts", "tenant_id", "device_id", "seq", "site_id", "metrics", "position")
+    await bench.database.execute("SELECT ensure_telemetry_day($1)", datetime.now(UTC).date())
+    texts = copy_texts(count)
 
-    async def write(turns: int) -> None:
-        link = await asyncpg.connect(bench.postgres.url)
-        for _ in range(turns):
-            await link.copy_to_table("telemetry", source=BytesIO(text), columns=columns)
-        await link.close()
+    async def write(link: asyncpg.Connection[asyncpg.Record]) -> None:
+        while texts:
+            await link.copy_to_table("telemetry", source=BytesIO(texts.pop()), columns=COPY_COLUMNS)
 
+    links = [await asyncpg.connect(bench.postgres.url) for _ in range(2)]
     before, start = bench.server_cpu(), time.perf_counter()
-    await asyncio.gather(*(write(count // COPY_BATCH // 2) for _ in range(2)))
+    await asyncio.gather(*map(write, links))
     elapsed, after = time.perf_counter() - start, bench.server_cpu()
+    for link in links:
+        await link.close()
     return Turn("copy", count, count / elapsed, 0.0, 0.0, (after[1] - before[1]) / count * 1e6, 0.0)
 
 
@@ -371,11 +382,12 @@ def print_tables(result: dict[str, Any]) -> None:
 def main(  # noqa: PLR0917 - click passes them by name
     messages: int, rounds: int, ways: str, folder: Path | None, settings: tuple[str, ...], as_json: bool
 ) -> None:
+    load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory(prefix="pulse-bench-", dir=folder, ignore_cleanup_errors=True) as scratch:
         result = uvloop.run(
             measure(Path(scratch), messages=messages, rounds=rounds, ways=ways.split(","), settings=settings)
         )
-    result["machine"] = machine()
+    result["machine"] = f"{machine()}; load {load:.1f} at the start"
     if as_json:
         print(json.dumps(result, indent=2))
     else:

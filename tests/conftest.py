@@ -23,6 +23,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 
+from data_dir import DATA_DIR
 from not_run import pytest_terminal_summary  # noqa: F401 - a hook: pytest finds it here
 from pulse.adapters.embedded import ports
 from pulse.adapters.embedded.nats_server import NatsServer
@@ -46,14 +47,14 @@ def free_port() -> int:
 @pytest.fixture
 def scratch() -> Iterator[Path]:
     """A folder that is gone after the test; unlike tmp_path, which keeps the stores of three sessions."""
-    with tempfile.TemporaryDirectory(prefix="pulse test ", ignore_cleanup_errors=True) as folder:
+    with tempfile.TemporaryDirectory(prefix="pulse test ", dir=DATA_DIR, ignore_cleanup_errors=True) as folder:
         yield Path(folder)
 
 
 @pytest.fixture(scope="session")
 def postgres_template() -> Iterator[Path]:
     """A stopped cluster; copying it takes a tenth of what making one does. Its passwords are the two above."""
-    with tempfile.TemporaryDirectory(prefix="pulse postgres ", ignore_cleanup_errors=True) as folder:
+    with tempfile.TemporaryDirectory(prefix="pulse postgres ", dir=DATA_DIR, ignore_cleanup_errors=True) as folder:
         server = PostgresServer(
             Path(folder), port=ports.free_port(), password=PASSWORD, superuser_password=SUPERUSER_PASSWORD
         )
@@ -65,7 +66,7 @@ def postgres_template() -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def postgres_server(postgres_template: Path) -> Iterator[PostgresServer]:
     """One PostgreSQL for the session; use `database`, and `postgres_server_factory` for one that you may kill."""
-    with tempfile.TemporaryDirectory(prefix="pulse postgres ", ignore_cleanup_errors=True) as folder:
+    with tempfile.TemporaryDirectory(prefix="pulse postgres ", dir=DATA_DIR, ignore_cleanup_errors=True) as folder:
         _copy_cluster(postgres_template, Path(folder))
         server = PostgresServer(
             Path(folder), port=ports.free_port(), password=PASSWORD, superuser_password=SUPERUSER_PASSWORD

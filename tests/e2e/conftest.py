@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from data_dir import DATA_DIR
 from pulse_up import Instance, prepare, started
 
 
@@ -21,7 +22,7 @@ from pulse_up import Instance, prepare, started
 def running() -> Iterator[Instance]:
     """A running instance that all tests of the session share; a test counts only what it sent itself."""
     with (
-        tempfile.TemporaryDirectory(prefix="pulse up ", ignore_cleanup_errors=True) as folder,
+        tempfile.TemporaryDirectory(prefix="pulse up ", dir=DATA_DIR, ignore_cleanup_errors=True) as folder,
         started(Path(folder)) as up,
     ):
         yield up

@@ -227,7 +227,8 @@ async def test_a_client_that_drips_is_let_go_all_the_same() -> None:
         dripping = asyncio.ensure_future(drip())
         answer = await until_closed(reader)
         dripping.cancel()
-    assert answer.startswith(b"HTTP/1.1 408 ")
+    # What still drips in when the server closes makes TCP reset the connection, and a reset may overtake the answer.
+    assert answer == b"" or answer.startswith(b"HTTP/1.1 408 ")
 
 
 @as_async

@@ -15,6 +15,9 @@ import pytest
 from pulse.adapters.embedded.nats_server import NatsServer
 from pulse.adapters.nats import jetstream
 from pulse.adapters.nats.connection import PulseClient, connection
+from pulse.topology.declared import load
+
+DECLARED = load()
 
 SOURCE = Path(__file__).parents[2] / "src"
 
@@ -56,7 +59,10 @@ def test_from_empty_to_in_step(nats: NatsServer, tmp_path: Path) -> None:
 
     drift = pulse(nats.url, "plan", cwd=tmp_path)
     assert drift.returncode == 1
-    assert drift.stderr == "pulse: 10 changes to make (`pulse streams apply` makes them)\n"
+    assert (
+        drift.stderr
+        == f"pulse: {len(DECLARED.streams) + len(DECLARED.consumers)} changes to make (`pulse streams apply` makes them)\n"
+    )
 
     done = pulse(nats.url, "apply", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
