@@ -40,7 +40,7 @@ from pulse.runtime.faults import probe_for
 from pulse.runtime.health import Check, Dependency, HealthServer, NotStopping, health_app
 from pulse.runtime.http import UvicornService
 from pulse.runtime.lifecycle import Service, run_services, stop_on_signals
-from pulse.runtime.metrics import GatewayMetrics, IngestMetrics, RegistryMetrics, process_registry
+from pulse.runtime.metrics import GatewayMetrics, IngestMetrics, PublishMetrics, RegistryMetrics, process_registry
 from pulse.runtime.settings import Settings
 from pulse.services.audit import Auditor
 from pulse.services.gateway import Gateway
@@ -162,6 +162,7 @@ async def _gateway(process: Process) -> list[Service]:
     committer = GroupCommitter(
         process.nats,
         streams={"telemetry": TELEMETRY},
+        metrics=PublishMetrics(process.metrics),
         pending_max=settings.publish_pending_max,
         timeout_s=settings.publish_timeout_s,
         drain_s_max=settings.drain_s_max,

@@ -352,7 +352,8 @@ def test_development_commands_install_on_top_and_hand_over(small: Checkout) -> N
     assert "installing requirements-dev.lock into .venv" in done.stderr
     assert (small.folder / ".venv" / "pyvenv.cfg").stat().st_mtime_ns == made
     check = small.run("check")
-    assert check.stdout.splitlines() == ["ruff check .", "ruff format --check .", "mypy", "pytest"]
+    steps = ["ruff check .", "ruff format --check .", "mypy", "pytest -n 4 --dist worksteal"]
+    assert check.stdout.splitlines() == steps
     failed = replace(small, extra={"FAIL": "mypy"}).run("check")
     assert (failed.returncode, "pytest" in failed.stdout) == (1, False)
     assert failed.stderr.splitlines()[-1] == "pulse: failed: mypy; the tests did not run"

@@ -93,6 +93,7 @@ async def test_from_a_first_start_to_a_second_one_that_finds_the_data(instance: 
     assert pasted.stdout.startswith("HTTP/1.1 202"), pasted.stdout
     assert '"durability":"disk"' in pasted.stdout
     assert await until_rows(instance.database_url, 1) < ROW_S_MAX
+    assert 'pulse_published_total{outcome="stored",stream="TELEMETRY"} 1.0' in metric_lines(instance)
     token = instance.token
     stops_cleanly(instance, signal.SIGINT)
     assert not (instance.data_dir / "instance.toml").exists()
@@ -223,7 +224,8 @@ def test_under_load_it_stops_in_time_and_loses_nothing(instance: Instance) -> No
 def metric_lines(instance: Instance) -> str:
     with urllib.request.urlopen(f"{instance.gateway_url}/metrics", timeout=5) as answer:  # noqa: S310 - our own URL
         lines = answer.read().decode().splitlines()
-    return "\n".join(line for line in lines if line.startswith("pulse_gateway_requests_total"))
+    told = ("pulse_gateway_requests_total", "pulse_published_total")
+    return "\n".join(line for line in lines if line.startswith(told))
 
 
 @pytest.fixture

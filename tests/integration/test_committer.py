@@ -17,6 +17,7 @@ import msgspec
 import nats.aio.client
 import psutil  # type: ignore[import-untyped]
 import pytest
+from prometheus_client import CollectorRegistry
 
 from conftest import NatsServerFactory
 from pulse.adapters.embedded import ports
@@ -25,6 +26,7 @@ from pulse.adapters.nats.committer import GroupCommitter
 from pulse.adapters.nats.connection import PulseClient, connect, connection
 from pulse.domain.errors import Outage, Overloaded, Reason, Refusal
 from pulse.domain.receipt import Receipt
+from pulse.runtime.metrics import PublishMetrics
 from pulse.topology.declared import load
 
 LIMIT_S = 30.0
@@ -305,6 +307,24 @@ async def test_no_receipt_without_its_message_after_kill_9_of_nats_server(nats: 
             await running
         check(load.receipts, load.unknown, await read_stream(client))
     assert len(load.receipts) > 1000
+
+
+async def test_what_jetstream_answers_is_counted_by_stream_and_outcome(nats: NatsServer) -> None:
+    registry = CollectorRegistry()
+    async with connection(nats.url, name="test") as client:
+        await make_stream(client)
+        async with committing(client, metrics=PublishMetrics(registry)) as committer:
+            await publish_all(committer, [f"m{number}" for number in range(500)])
+            await committer.publish(SUBJECT, b"m0", message_id="m0")
+    counted = {
+        outcome: registry.get_sample_value("pulse_published_total", {"stream": "TELEMETRY", "outcome": outcome})
+        for outcome in ("stored", "duplicate")
+    }
+    assert counted == {"stored": 500, "duplicate": 1}
+    assert registry.get_sample_value("pulse_publish_batch_messages_sum") == 501
+    assert registry.get_sample_value("pulse_publish_seconds_count") == registry.get_sample_value(
+        "pulse_publish_batch_messages_count"
+    )
 
 
 @pytest.mark.chaos

@@ -25,6 +25,7 @@ from nats.protocol.parser import Parser
 from pulse.adapters.embedded.nats_server import NatsServer
 from pulse.adapters.nats import frames as module
 from pulse.adapters.nats.connection import PulseClient, connection
+from pulse.adapters.nats.consumer import PullConsumer
 from pulse.adapters.nats.frames import Frame, FrameParser, subscribe, write
 
 LIMIT_S = 20.0
@@ -171,6 +172,29 @@ async def test_subjects_that_nats_py_cannot_read_are_messages_like_others(
     assert [frame[0] for frame in got] == subjects
     assert client.is_connected
     assert client.stats["reconnects"] == 0
+
+
+async def test_the_pull_consumer_hands_over_what_has_an_unreadable_subject_and_can_acknowledge_it(
+    client: PulseClient,
+) -> None:
+    """Where it could not, one such message would hold up the stream for ever."""
+    await client.jetstream().add_stream(name="S", subjects=["telemetry.>"])
+    await client.jetstream().add_consumer("S", durable_name="C", ack_policy="explicit")
+    write(client, b"PUB telemetry.\xff 2\r\nhi\r\n", messages=1)
+
+    async def created_ns() -> int:
+        return 1
+
+    bounds = {"batch_max": 10, "batch_bytes_max": 1 << 20}
+    async with PullConsumer(client, stream="S", consumer="C", created_ns=created_ns, linger_s=0.01, **bounds) as source:
+        batch = await source.fetch()
+        assert batch is not None
+        (message,) = batch.messages
+        assert message.subject.encode("utf-8", "surrogateescape") == b"telemetry.\xff"
+        await source.ack(batch)
+        async with asyncio.timeout(LIMIT_S):
+            while (await client.jetstream().consumer_info("S", "C")).num_ack_pending:
+                await client.flush()
 
 
 async def test_what_is_written_at_once_arrives_and_is_counted(client: PulseClient) -> None:

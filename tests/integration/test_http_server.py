@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -171,7 +171,6 @@ def test_an_address_that_is_not_ours_is_told(host: str, why: str) -> None:
         server.bind()
 
 
-Talk = Callable[[asyncio.StreamWriter], Awaitable[None]]
 SLOW: dict[str, tuple[bytes, bytes]] = {
     "says nothing": (b"", b""),
     "stops amid the headers": (b"GET / HTTP/1.1\r\nhost:", b"HTTP/1.1 408 "),

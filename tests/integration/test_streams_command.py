@@ -59,10 +59,8 @@ def test_from_empty_to_in_step(nats: NatsServer, tmp_path: Path) -> None:
 
     drift = pulse(nats.url, "plan", cwd=tmp_path)
     assert drift.returncode == 1
-    assert (
-        drift.stderr
-        == f"pulse: {len(DECLARED.streams) + len(DECLARED.consumers)} changes to make (`pulse streams apply` makes them)\n"
-    )
+    changes = len(DECLARED.streams) + len(DECLARED.consumers)
+    assert drift.stderr == f"pulse: {changes} changes to make (`pulse streams apply` makes them)\n"
 
     done = pulse(nats.url, "apply", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")

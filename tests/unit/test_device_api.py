@@ -24,7 +24,6 @@ from pulse.api.headers import read_headers
 from pulse.domain.errors import Outage, Overloaded, Refusal
 from pulse.domain.limits import Rate, RateLimits
 
-SMALL = 1000
 Row = dict[str, Any]
 
 

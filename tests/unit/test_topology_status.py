@@ -18,8 +18,7 @@ CONSUMER = ConsumerState(
 )  # fmt: skip
 STATE = StreamState(
     name="TELEMETRY", created="", created_ns=0, now_ns=NOW_NS, replicas=1, messages=1000, bytes=100_000, first_seq=1,
-    last_seq=1000, first_ts_ns=NOW_NS - 600 * 10**9, last_ts_ns=NOW_NS, deleted_count=0, subject_count=1,
-    consumer_count=1,
+    last_seq=1000, first_ts_ns=NOW_NS - 600 * 10**9, last_ts_ns=NOW_NS, deleted_count=0,
 )  # fmt: skip
 HEALTHY = StreamSurvey(
     config={"max_bytes": 1_000_000, "max_age": 3600 * 10**9, "max_msgs_per_subject": 10_000, "discard": "old"},

@@ -14,23 +14,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pulse.adapters.nats.streams import ConsumerState, StreamSurvey
+from pulse.adapters.nats.stream_status import consumer_status, limit_of
+from pulse.adapters.nats.streams import StreamSurvey
+from pulse.domain.stream_status import ConsumerStatus
 
 ALARM_SHARE = 0.8
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ConsumerStatus:
-    """One consumer; `lag` is what it has not settled, `lost` what left the stream before it was delivered."""
-
-    name: str
-    pending: int
-    ack_pending: int
-    redelivered: int
-    lag: int
-    lost: int
-    waiting_pulls: int
-    paused: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,12 +47,12 @@ def status_of(survey: StreamSurvey) -> StreamStatus:
     age_s = None if state.first_ts_ns is None else max(0.0, (state.now_ns - state.first_ts_ns) / 1e9)
     fullest = max(survey.subject_messages, key=lambda subject: survey.subject_messages[subject], default=None)
     gives_way = config.get("discard") == "old"
-    subject_limit = _limit(config, "max_msgs_per_subject") if gives_way else None
-    consumers = tuple(_consumer(consumer, state.last_seq) for consumer in survey.consumers)
+    subject_limit = limit_of(config, "max_msgs_per_subject") if gives_way else None
+    consumers = tuple(consumer_status(consumer, state.last_seq) for consumer in survey.consumers)
     shares = {
-        "bytes": _share(state.bytes, _limit(config, "max_bytes")),
+        "bytes": _share(state.bytes, limit_of(config, "max_bytes")),
         "subject": None if fullest is None else _share(survey.subject_messages[fullest], subject_limit),
-        "age": _share(age_s, _seconds(_limit(config, "max_age"))),
+        "age": _share(age_s, _seconds(limit_of(config, "max_age"))),
     }
     return StreamStatus(
         name=state.name,
@@ -107,21 +95,6 @@ def bytes_text(count: int) -> str:
     return f"{size:.4g} GiB"
 
 
-def _consumer(state: ConsumerState, last_seq: int) -> ConsumerStatus:
-    # A filter hides messages, so that the difference says nothing of losses.
-    lost = 0 if state.filtered else max(0, last_seq - state.delivered_stream_seq - state.pending)
-    return ConsumerStatus(
-        name=state.name,
-        pending=state.pending,
-        ack_pending=state.ack_pending,
-        redelivered=state.redelivered,
-        lag=state.pending + state.ack_pending,
-        lost=lost,
-        waiting_pulls=state.waiting_pulls,
-        paused=state.paused,
-    )
-
-
 def _warnings(
     survey: StreamSurvey, shares: Mapping[str, float | None], fullest: str | None, consumers: tuple[ConsumerStatus, ...]
 ) -> list[str]:
@@ -147,11 +120,6 @@ def _warnings(
 
 def _share(value: float | None, limit: float | None) -> float | None:
     return None if value is None or limit is None else value / limit
-
-
-def _limit(config: Mapping[str, object], name: str) -> int | None:
-    value = config.get(name)
-    return value if isinstance(value, int) and value > 0 else None
 
 
 def _seconds(nanoseconds: int | None) -> float | None:

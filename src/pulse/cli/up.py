@@ -35,7 +35,7 @@ from pulse.cli.context import Context
 from pulse.cli.demo import DEMO_DEVICE, DEMO_TENANT, prepare
 from pulse.cli.key import OPERATOR_KEY_FILE, operator_key
 from pulse.runtime.logging import configure_logging
-from pulse.runtime.settings import Settings
+from pulse.runtime.settings import ENVIRONMENT_BY_OWN_NAME, ENVIRONMENT_PREFIX, Settings
 
 STOP_S_MAX = 4.8
 """Everything ends within five seconds of Ctrl-C."""
@@ -55,7 +55,7 @@ Rescue takes in what has killed a worker. Should it die of that too, it takes al
 TOLD_TO_OTHER_COMMANDS = (
     "nats_url", "database_url", "gateway_host", "gateway_port", "ui_host", "ui_port", "health_host", "health_port",
 )  # fmt: skip
-ENVIRONMENT_BY_OWN_NAME = {"nats_url": "NATS_URL", "database_url": "DATABASE_URL"}
+OWN_NAMES = {name: key for key, name in ENVIRONMENT_BY_OWN_NAME.items()}
 
 
 @click.command()
@@ -149,10 +149,10 @@ def _roles(settings: Settings, folder: DataFolder) -> dict[Role, ManagedProcess]
 
 def _environment(settings: Settings, role: Role) -> dict[str, str]:
     """Every setting as this process has it, so that a child decides nothing anew."""
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("PULSE_")}
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(ENVIRONMENT_PREFIX)}
     for name, value in msgspec.structs.asdict(settings).items():
-        environment[ENVIRONMENT_BY_OWN_NAME.get(name, f"PULSE_{name.upper()}")] = str(value)
-    environment["PULSE_HEALTH_PORT"] = str(_health_port(settings, role))
+        environment[OWN_NAMES.get(name, ENVIRONMENT_PREFIX + name.upper())] = str(value)
+    environment[f"{ENVIRONMENT_PREFIX}HEALTH_PORT"] = str(_health_port(settings, role))
     return environment
 
 

@@ -72,8 +72,8 @@ TABLE = {
     "pulse_gateway_refused_total": Declared(
         "counter", "Requests and rows that were not accepted, by reason", ("reason",)
     ),
-    "pulse_published_total": Declared("counter", "Messages that JetStream gave its word on", ("stream", "outcome")),
-    "pulse_publish_seconds": Declared("histogram", "One publish, a group of them or one alone", (), REQUEST_S),
+    "pulse_published_total": Declared("counter", "Messages that JetStream answered for", ("stream", "outcome")),
+    "pulse_publish_seconds": Declared("histogram", "One publish, a batch or one alone, to its answer", (), REQUEST_S),
     "pulse_publish_batch_messages": Declared("histogram", "Messages in one publish", (), BATCH_MESSAGES),
     "pulse_registry_devices": Declared("gauge", "Devices that this process holds in memory"),
     "pulse_registry_repairs_total": Declared("counter", "Entries of the projection that differed from PostgreSQL"),
@@ -197,7 +197,7 @@ class _Tally:
 
 
 class PublishMetrics:
-    """Counts what JetStream gave its word on."""
+    """Counts what JetStream answers to publishes; a message that is sent again is answered for again."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._published = _counter(registry, "pulse_published_total")
@@ -206,7 +206,7 @@ class PublishMetrics:
         self._batch = _histogram(registry, "pulse_publish_batch_messages")
 
     def published(self, stream: str, outcome: str, count: int, seconds: float) -> None:
-        """One publish of `count` messages to `stream` ended after `seconds` with `outcome` (of a bounded set)."""
+        """One publish of `count` messages to `stream` was answered after `seconds`; `outcome` is of a bounded set."""
         child = self._children.get((stream, outcome))
         if child is None:
             child = self._children[stream, outcome] = self._published.labels(stream, outcome)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -65,12 +65,9 @@ class Publisher(Protocol):
 class DeadLetters:
     """Every call raises Outage; `publisher` is needed for replays alone."""
 
-    def __init__(
-        self, *, store: Store, publisher: Publisher | None = None, on_replayed: Callable[[int], None] = lambda _: None
-    ) -> None:
+    def __init__(self, *, store: Store, publisher: Publisher | None = None) -> None:
         self._store = store
         self._publisher = publisher
-        self._on_replayed = on_replayed
 
     async def page(self, wanted: Filter, *, before: int | None = None, limit: int = 100) -> Sequence[Summary]:
         """Those that match, newest first; the next page is `before` the last id of this one."""
@@ -140,7 +137,6 @@ class DeadLetters:
         done = await asyncio.gather(*(one(letter, self._publisher) for letter in letters))
         if published:
             await self._store.record_replays(published)
-            self._on_replayed(len(published))
         if outages:
             raise outages[0]
         return [each for each in done if each is not None]

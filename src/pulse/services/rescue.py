@@ -122,7 +122,6 @@ class Rescue:
         retry_delay_s_max: float,
         probe: Callable[[str], None],
         keep_alive_s: float = KEEP_ALIVE_S,
-        tries_max: int = TRIES_MAX,
     ) -> None:
         self._source = source
         self._origin = origin
@@ -133,7 +132,6 @@ class Rescue:
         self._retry_delay_s_max = retry_delay_s_max
         self._probe = probe
         self._keep_alive_s = keep_alive_s
-        self._tries_max = tries_max
         self._epochs: dict[tuple[str, int], int] = {}
         self._in_hand: Batch | None = None
         self._waiting_since: dict[str, float] = {}
@@ -218,10 +216,10 @@ class Rescue:
         if message is None:
             return Outcome.ALREADY_SETTLED if await self._store.is_settled(at) else self._gone(told)
         message = msgspec.structs.replace(message, attempts=told.deliveries)
-        if stream.chance is None or tries > self._tries_max:
+        if stream.chance is None or tries > TRIES_MAX:
             error = f"{told.deliveries} deliveries to {told.consumer} ended without an answer"
             if stream.chance is not None:
-                error += f", and so did {self._tries_max} rescues"
+                error += f", and so did {TRIES_MAX} rescues"
             settlement = bury(at, message, Reason.MAX_DELIVERIES, error)
         else:
             settlement = stream.chance(at, message)

@@ -57,7 +57,6 @@ class NatsServer:
         log_dir: Path | None = None,
         extra_conf: str = "",
         ready_s_max: float = 60.0,
-        binary: str | None = None,
     ) -> None:
         # Not all clients decode what is escaped in a URL (nats-py does not), so there must be nothing to escape.
         if not UNRESERVED.fullmatch(user) or not UNRESERVED.fullmatch(password):
@@ -71,7 +70,7 @@ class NatsServer:
         self._extra_conf = extra_conf
         self.process = ManagedProcess(
             self.name,
-            [binary or find_binary(), "-c", str(self.conf_path)],
+            [find_binary(), "-c", str(self.conf_path)],
             log_path=(log_dir or self.data_dir) / "nats.log",
             ready=self._ready,
             ready_s_max=ready_s_max,

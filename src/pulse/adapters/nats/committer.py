@@ -21,7 +21,7 @@ import time
 from collections.abc import Mapping
 from functools import partial
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 import msgspec
 import structlog
@@ -46,6 +46,13 @@ TICK_S = 0.05
 NO_RESPONDERS = "503"
 
 
+class PublishMetrics(Protocol):
+    """What is counted."""
+
+    def published(self, stream: str, outcome: str, count: int, seconds: float) -> None:
+        """JetStream answered a request of `count` messages after so long; `outcome` is a Verdict, or `duplicate`."""
+
+
 class GroupCommitter:
     """Publishes to JetStream; it works between `__aenter__` and `__aexit__`, or while `run` does.
 
@@ -62,6 +69,7 @@ class GroupCommitter:
         *,
         streams: Mapping[str, str],
         limits: Limits = DEFAULT_LIMITS,
+        metrics: PublishMetrics | None = None,
         pending_max: int = 20_000,
         pending_bytes_max: int = 64 * 1024 * 1024,
         timeout_s: float = 5.0,
@@ -73,6 +81,7 @@ class GroupCommitter:
         by_stream: dict[str, Lane[Publication]] = {stream: Lane(limits) for stream in streams.values()}
         self._lanes = {token: by_stream[stream] for token, stream in streams.items()}
         self._streams = {lane: stream for stream, lane in by_stream.items()}
+        self._metrics = metrics
         self._pending = Pending(messages_max=pending_max, bytes_max=pending_bytes_max)
         self._timeout_s = timeout_s
         self._drain_s_max = drain_s_max
@@ -218,7 +227,11 @@ class GroupCommitter:
     def _execute(self, flight: Flight, ack: Ack, *, now: float) -> None:
         request, lane, messages = flight.request, flight.lane, flight.request.messages
         error = f"{ack.error.description} ({ack.error.err_code})" if ack.error is not None else ""
-        match judge(ack, len(messages)):
+        verdict = judge(ack, len(messages))
+        if self._metrics is not None:
+            outcome = "duplicate" if ack.duplicate else verdict.name.lower()
+            self._metrics.published(self._streams[lane], outcome, len(messages), now - flight.sent_at)
+        match verdict:
             case Verdict.STORED:
                 for message, seq in zip(messages, sequences(ack, len(messages)), strict=True):
                     self._pending.succeed(lane, message, Receipt(ack.stream, seq, ack.duplicate))

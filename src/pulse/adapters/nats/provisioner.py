@@ -56,14 +56,11 @@ class _Anything(msgspec.Struct, frozen=True):
 
 
 class Provisioner:
-    """Reads, plans and applies on one account; `timeout_s` bounds each call, `verify_s_max` the check at the end."""
+    """Reads, plans and applies on one account; `timeout_s` bounds each call."""
 
-    def __init__(
-        self, client: PulseClient, *, timeout_s: float = jetstream.TIMEOUT_S, verify_s_max: float = VERIFY_S_MAX
-    ) -> None:
+    def __init__(self, client: PulseClient, *, timeout_s: float = jetstream.TIMEOUT_S) -> None:
         self._client = client
         self._timeout_s = timeout_s
-        self._verify_s_max = verify_s_max
 
     async def plan(self, declared: Declared) -> Plan:
         """What `apply` would do; nothing is changed. Raises as `read_actual` does."""
@@ -116,7 +113,7 @@ class Provisioner:
                 raise
 
     async def _verify(self, declared: Declared) -> None:
-        deadline = time.monotonic() + self._verify_s_max
+        deadline = time.monotonic() + VERIFY_S_MAX
         while True:
             try:
                 left = (await self.plan(declared)).changes

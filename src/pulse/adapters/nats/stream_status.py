@@ -1,4 +1,4 @@
-"""The streams as declared and as they are, for the control API; satisfies `services.control.Streams`."""
+"""The streams as declared and as they are; StreamStatusReader satisfies `services.control.Streams`."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ class StreamStatusReader:
 def status_of(found: StreamSurvey) -> StreamStatus:
     """What one stream holds, and how its consumers stand."""
     state = found.state
-    age_ns = _limit(found.config, "max_age")
+    age_ns = limit_of(found.config, "max_age")
     return StreamStatus(
         name=state.name,
         messages=state.messages,
         bytes=state.bytes,
-        bytes_max=_limit(found.config, "max_bytes"),
+        bytes_max=limit_of(found.config, "max_bytes"),
         age_s_max=None if age_ns is None else age_ns / 1e9,
         oldest_age_s=None if state.first_ts_ns is None else max(0.0, (state.now_ns - state.first_ts_ns) / 1e9),
         first_seq=state.first_seq,
@@ -57,11 +57,12 @@ def status_of(found: StreamSurvey) -> StreamStatus:
         deleted=state.deleted_count,
         replicas=state.replicas,
         created=state.created,
-        consumers=tuple(_consumer(each, state.last_seq) for each in found.consumers),
+        consumers=tuple(consumer_status(each, state.last_seq) for each in found.consumers),
     )
 
 
-def _consumer(state: ConsumerState, last_seq: int) -> ConsumerStatus:
+def consumer_status(state: ConsumerState, last_seq: int) -> ConsumerStatus:
+    """How a consumer of a stream stands whose last sequence is `last_seq`."""
     # A filter hides messages, so that the difference says nothing of losses.
     lost = 0 if state.filtered else max(0, last_seq - state.delivered_stream_seq - state.pending)
     return ConsumerStatus(
@@ -76,6 +77,7 @@ def _consumer(state: ConsumerState, last_seq: int) -> ConsumerStatus:
     )
 
 
-def _limit(config: Mapping[str, object], name: str) -> int | None:
+def limit_of(config: Mapping[str, object], name: str) -> int | None:
+    """A limit of a stream's configuration; None where there is none."""
     value = config.get(name)
     return value if isinstance(value, int) and value > 0 else None

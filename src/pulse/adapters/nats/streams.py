@@ -44,8 +44,6 @@ class StreamState:
     first_ts_ns: int | None
     last_ts_ns: int | None
     deleted_count: int
-    subject_count: int
-    consumer_count: int
     deleted: tuple[int, ...] | None = None
 
 
@@ -107,8 +105,6 @@ def state_of(answer: StreamAnswer, *, with_deleted: bool = False) -> StreamState
         first_ts_ns=time_ns(state.first_ts) if state.messages else None,
         last_ts_ns=time_ns(state.last_ts) if state.messages else None,
         deleted_count=state.num_deleted,
-        subject_count=state.num_subjects,
-        consumer_count=state.consumer_count,
         deleted=state.deleted if with_deleted else None,
     )
 

@@ -6,21 +6,16 @@ Every method is one transaction. They raise Outage where PostgreSQL is away, Ref
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
 from datetime import datetime
-from typing import TYPE_CHECKING
 
 import asyncpg
 import msgspec
 
-from pulse.adapters.postgres.pool import transaction
+from pulse.adapters.postgres.pool import Database, transaction
 from pulse.domain.access import KEY_RANDOM_BYTES, ApiKey, LoggedChange, StoredKey, make_secret
 from pulse.domain.errors import Reason, Refusal
 from pulse.domain.identity import check_tenant_id, digest
 from pulse.domain.labels import check_name
-
-if TYPE_CHECKING:
-    from pulse.adapters.postgres.pool import Database
 
 KEY_COLUMNS = "key_id, name, tenant_id, read_only, created_at, expires_at, revoked_at, last_used_at"
 INSERT_KEY = f"""
@@ -45,11 +40,10 @@ SELECT_CHANGES = """
 
 
 class KeyStore:
-    """Makes, lists, revokes and finds API keys; `random_bytes` is where secrets come from."""
+    """Makes, lists, revokes and finds API keys."""
 
-    def __init__(self, database: Database, *, random_bytes: Callable[[int], bytes] = secrets.token_bytes) -> None:
+    def __init__(self, database: Database) -> None:
         self._database = database
-        self._random_bytes = random_bytes
 
     async def add(
         self, *, name: str, tenant_id: str | None, read_only: bool = False, expires_at: datetime | None = None
@@ -58,7 +52,7 @@ class KeyStore:
         check_name(name)
         if tenant_id is not None:
             check_tenant_id(tenant_id)
-        secret = make_secret(self._random_bytes(KEY_RANDOM_BYTES))
+        secret = make_secret(secrets.token_bytes(KEY_RANDOM_BYTES))
         try:
             async with transaction(self._database) as connection:
                 rows = await connection.fetch(INSERT_KEY, name, tenant_id, read_only, digest(secret), expires_at)

@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
+import asyncpg
 import msgspec
 
 from pulse.adapters.postgres.ledger import record_epoch
-from pulse.adapters.postgres.pool import transaction
+from pulse.adapters.postgres.pool import Database, Pool, transaction
 from pulse.adapters.postgres.telemetry import TelemetryStore
 from pulse.domain.dead_letter import Filter, Letter, Summary
 from pulse.domain.ledger import PositionSet, sequence_of
-
-if TYPE_CHECKING:
-    import asyncpg
-
-    from pulse.adapters.postgres.pool import Database, Pool
-    from pulse.domain.settlement import Settlement
+from pulse.domain.settlement import Settlement
 
 SUMMARY = """
     id, stream, position, subject, tenant_id, device_id, reason, error, octet_length(body) AS body_bytes, attempts,

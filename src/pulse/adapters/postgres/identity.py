@@ -7,7 +7,7 @@ not, Refusal INVALID_IDENTITY for an id that is none, and Outage where PostgreSQ
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
 
 import asyncpg
@@ -95,11 +95,10 @@ DELETE_ENDED_AND_OLDEST = """
 
 
 class IdentityStore:
-    """Reads and writes identities; `random_bytes` is where tokens come from."""
+    """Reads and writes identities."""
 
-    def __init__(self, pool: Database, *, random_bytes: Callable[[int], bytes] = secrets.token_bytes) -> None:
+    def __init__(self, pool: Database) -> None:
         self._pool = pool
-        self._random_bytes = random_bytes
 
     async def add_tenant(self, tenant_id: str, *, name: str = "") -> TenantDetails:
         """Make a tenant, enabled."""
@@ -143,7 +142,7 @@ class IdentityStore:
         its name and attributes and gets a new token, and its old ones end at once; else it is a CONFLICT.
         """
         check_tenant_id(tenant_id)
-        tokens = {check_device_id(device.device_id): self._new_token() for device in devices}
+        tokens = {check_device_id(device.device_id): _new_token() for device in devices}
         if len(tokens) != len(devices):
             raise Refusal(Reason.CONFLICT, "the same device_id is given twice", field="device_id")
         insert = INSERT_DEVICES_NOT_THERE if reissue else INSERT_DEVICES
@@ -175,7 +174,7 @@ class IdentityStore:
         try:
             async with transaction(self._pool) as connection:
                 made = await connection.fetch(INSERT_DEVICES_NOT_THERE, tenant_id, ids, names, attributes)
-                tokens = {str(row["device_id"]): self._new_token() for row in made}
+                tokens = {str(row["device_id"]): _new_token() for row in made}
                 digests = [digest(token) for token in tokens.values()]
                 await connection.execute(INSERT_TOKENS, tenant_id, list(tokens), digests)
         except asyncpg.ForeignKeyViolationError as error:
@@ -234,7 +233,7 @@ class IdentityStore:
 
         No more than TOKENS_PER_DEVICE_MAX are valid together: the oldest end first.
         """
-        token = self._new_token()
+        token = _new_token()
         async with transaction(self._pool) as connection:
             # the row's lock makes two rotations of one device take turns
             if not _changed(await connection.execute(TOUCH_DEVICE, tenant_id, device_id)):
@@ -244,8 +243,9 @@ class IdentityStore:
             await connection.execute(INSERT_TOKENS, tenant_id, [device_id], [digest(token)])
         return token
 
-    def _new_token(self) -> str:
-        return make_token(self._random_bytes(TOKEN_RANDOM_BYTES))
+
+def _new_token() -> str:
+    return make_token(secrets.token_bytes(TOKEN_RANDOM_BYTES))
 
 
 def _changed(status: str) -> bool:

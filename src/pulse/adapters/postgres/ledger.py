@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import date
-from typing import TYPE_CHECKING
 
-from pulse.adapters.postgres.pool import transaction
+from pulse.adapters.postgres.pool import Pool, transaction
 from pulse.domain.audit import EpochRecord, Settled
 from pulse.domain.ledger import SEQUENCE_BITS, PositionSet
-
-if TYPE_CHECKING:
-    from pulse.adapters.postgres.pool import Pool
 
 SELECT_EPOCHS = """
     SELECT epoch, created_ns, first_seq, last_seq FROM stream_epochs WHERE stream = $1 ORDER BY epoch

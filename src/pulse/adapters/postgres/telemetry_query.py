@@ -9,18 +9,14 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING
 
 import asyncpg
 import msgspec
 
-from pulse.adapters.postgres.pool import transaction
+from pulse.adapters.postgres.pool import Connection, Database, transaction
 from pulse.domain.errors import Reason, Refusal
 from pulse.domain.query import Aggregate, Bucket, BucketQuery, Latest, Query, StoredReading
 from pulse.domain.telemetry import EPOCH
-
-if TYPE_CHECKING:
-    from pulse.adapters.postgres.pool import Connection, Database
 
 VALUES_MAX = 100_000
 """Of one answer in buckets: buckets times metrics."""

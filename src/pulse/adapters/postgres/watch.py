@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
-from pulse.adapters.postgres.pool import transaction
+from pulse.adapters.postgres.pool import Pool, transaction
 from pulse.domain.errors import Outage
-
-if TYPE_CHECKING:
-    from pulse.adapters.postgres.pool import Pool
 
 INTERVAL_S = 2.0
 

@@ -17,6 +17,8 @@ log = structlog.get_logger()
 
 FIELD_ERRORS_MAX = 20
 MISCONFIGURED_RETRY_AFTER = b"30"
+TOLD_EVERY_S = 5.0
+"""How often the log says that requests are refused while a system is away."""
 
 
 class FieldError(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,11 +37,13 @@ class InvalidRequest(Problem, frozen=True, kw_only=True, omit_defaults=True):
 def answer_to_any(error: PulseError) -> Answer:
     """What the sender is told of an error of ours."""
     if isinstance(error, Outage):
-        log.warning("refused for an outage", system=error.system, error=str(error))
+        log.warning(
+            "refused for an outage", every_s=TOLD_EVERY_S, every_key=error.system, system=error.system, error=str(error)
+        )
     if isinstance(error, Refusal | Outage):
         return answer_to(error)
     # What an operator has to mend is nothing that the sender could change.
-    log.error("cannot answer before an operator mends it", error=str(error))
+    log.error("cannot answer before an operator mends it", every_s=TOLD_EVERY_S, error=str(error))
     title = HTTPStatus.SERVICE_UNAVAILABLE.phrase
     problem = Problem(status=503, title=title, detail="this installation is misconfigured", reason="misconfigured")
     return answer_with(problem, ((b"retry-after", MISCONFIGURED_RETRY_AFTER),))
