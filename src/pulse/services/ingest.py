@@ -1,6 +1,6 @@
 """The ingest worker: TELEMETRY → PostgreSQL, every position settled exactly once.
 
-Who acks, and when: `_store` acks the messages of a batch after the transaction that settles them has committed,
+Who acks, and when: `_until_settled` acks the messages of a batch after the transaction that settles them has committed,
 and only then. A crash before the commit costs a redelivery; a crash between commit and ack costs a redelivery
 that the ledger recognises.
 
