@@ -31,7 +31,7 @@ def test_a_taken_port_says_which_for_what_by_whom_and_what_changes_it(listener: 
         check_ports([needed(number)])
     owner = psutil.Process().name()
     assert refused.value.message == f"port {number} for NATS is taken by {owner} (pid {os.getpid()})"
-    assert "`--set embedded_nats_port=…`" in refused.value.hint
+    assert "`pulse --set embedded_nats_port=… up`" in refused.value.hint
 
 
 def test_every_trouble_is_told_at_once(listener: socket.socket) -> None:

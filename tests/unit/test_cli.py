@@ -10,6 +10,7 @@ import click
 import pytest
 
 from pulse import cli
+from pulse.cli import _hoisted
 from pulse.cli.context import Context, as_async
 from pulse.domain.errors import CheckFailed, ConfigurationError, Outage, PulseError
 from pulse.runtime.settings import Settings
@@ -134,3 +135,17 @@ def test_an_async_command_runs_in_a_loop_of_its_own_and_returns_its_result() -> 
         return number * 2
 
     assert as_async(double)(21) == 42
+
+
+@pytest.mark.parametrize(
+    ("written", "understood"),
+    [
+        (["up", "--set", "a=1", "--gateway-port", "9"], ["--set", "a=1", "up", "--gateway-port", "9"]),
+        (["--set", "a=1", "up", "--set=b=2"], ["--set", "a=1", "--set=b=2", "up"]),
+        (["audit", "--data-dir", "x", "--json"], ["--data-dir", "x", "audit", "--json"]),
+        (["tail", "--", "--set", "a=1"], ["tail", "--", "--set", "a=1"]),
+        (["up", "--set"], ["--set", "up"]),
+    ],
+)
+def test_what_holds_for_every_command_may_stand_behind_it(written: list[str], understood: list[str]) -> None:
+    assert _hoisted(written) == understood

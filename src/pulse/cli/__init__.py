@@ -16,7 +16,7 @@ from click.shell_completion import shell_complete
 
 from pulse import __version__
 from pulse.cli.context import Context
-from pulse.domain.errors import ConfigurationError, PulseError
+from pulse.domain.errors import ConfigurationError, Outage, PulseError
 from pulse.runtime.masking import mask_text
 from pulse.runtime.settings import Settings, load_with_sources
 
@@ -40,6 +40,8 @@ COMMANDS = {
 """By name: where the command is, and the line of `pulse --help`, so that the help imports none of them."""
 
 
+EVERYWHERE = ("--set", "--data-dir")
+"""Options of `pulse` that may stand behind the command as well."""
 COMPLETION_VARIABLE = "_PULSE_COMPLETE"
 
 
@@ -94,8 +96,9 @@ def main() -> None:
     """
     if instruction := os.environ.get(COMPLETION_VARIABLE):
         sys.exit(shell_complete(cli, {}, "pulse", COMPLETION_VARIABLE, instruction))
+    context: click.Context | None = None
     try:
-        with cli.make_context("pulse", sys.argv[1:]) as context:
+        with cli.make_context("pulse", _hoisted(sys.argv[1:])) as context:
             cli.invoke(context)
     except click.exceptions.Exit as error:
         sys.exit(error.exit_code)
@@ -107,7 +110,7 @@ def main() -> None:
     except (click.Abort, KeyboardInterrupt):
         sys.exit(130)
     except PulseError as error:
-        click.echo(f"pulse: {mask_text(' '.join(str(error).split()))}", err=True)
+        click.echo(f"pulse: {mask_text(' '.join(str(error).split()))}{_whereabouts(context, error)}", err=True)
         sys.exit(2 if isinstance(error, ConfigurationError) else 1)
     except BrokenPipeError:
         if not _reader_left():
@@ -115,6 +118,31 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     sys.exit(0)
+
+
+def _whereabouts(context: click.Context | None, error: PulseError) -> str:
+    """What a command that found nothing should know: it was never told where to look."""
+    state = context.obj if context is not None else None
+    if not isinstance(state, Context) or state.no_instance_in is None or not isinstance(error, Outage):
+        return ""
+    return f"; nothing runs in {state.no_instance_in}: `pulse up` starts it, --data-dir names another folder"
+
+
+def _hoisted(arguments: list[str]) -> list[str]:
+    """`arguments` with `--set` and `--data-dir` before the command, wherever they stood."""
+    first: list[str] = []
+    rest: list[str] = []
+    remaining = iter(arguments)
+    for argument in remaining:
+        if argument == "--":
+            rest += [argument, *remaining]
+        elif argument in EVERYWHERE:
+            first += [argument, *([value] if (value := next(remaining, None)) is not None else [])]
+        elif argument.startswith(tuple(f"{option}=" for option in EVERYWHERE)):
+            first.append(argument)
+        else:
+            rest.append(argument)
+    return first + rest
 
 
 def _reader_left() -> bool:

@@ -6,6 +6,7 @@ import asyncio
 import functools
 import sys
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import click
@@ -41,6 +42,8 @@ class Context:
 
     def __init__(self, *, load: Callable[[dict[str, object], bool], tuple[Settings, dict[str, str]]]) -> None:
         self._load = load
+        self.no_instance_in: Path | None = None
+        """The data folder that no running `pulse up` was found in, where nothing else said where the systems are."""
 
     def settings(self, *, with_instance: bool = True, **flags: object) -> Settings:
         """The settings under this command's own flags; a flag that is None was not given.
@@ -49,7 +52,9 @@ class Context:
 
         Whatever is logged from here on goes to stderr, warnings and worse; a role says otherwise.
         """
-        settings = self._load(flags, with_instance)[0]
+        settings, sources = self._load(flags, with_instance)
+        if with_instance and not {"nats_url", "database_url"} & sources.keys():
+            self.no_instance_in = Path(settings.data_dir).absolute()
         configure_logging(level="warning", log_format=settings.log_format)
         return settings
 

@@ -162,7 +162,14 @@ async def _run(plan: Plan, target: Target) -> Report:
             async def all_stored() -> bool:
                 return (await storage()).missing == 0
 
-            after = await drain(auditor, all_stored=all_stored)
+            try:
+                after = await drain(auditor, all_stored=all_stored)
+            except Outage as outage:
+                accepted = load.tally.by_outcome[Outcome.ACCEPTED]
+                raise CheckFailed(
+                    f"not verified: {load.tally.sent:,} sent, {accepted:,} accepted, and then: {outage.message}",
+                    hint="`pulse audit` tells once it is back",
+                ) from outage
             return report_of(
                 load.tally,
                 tenant_id=target.tenant_id,

@@ -18,7 +18,7 @@ from pulse.domain.errors import Outage
 POLL_S = 0.25
 BUSY_S = 5.0
 """After so long it is also enough that all of ours is stored: others may keep the system from ever being idle."""
-STALL_S_MAX = 60.0
+STALL_S_MAX = 30.0
 """How long nothing may move, an outage included, before the wait is given up."""
 DRAIN_S_MAX = 1800.0
 
@@ -79,10 +79,11 @@ async def drain(auditor: Auditor, *, all_stored: Callable[[], Awaitable[bool]]) 
         disable=not progress_console.is_terminal,
     ) as progress:
         shown = progress.add_task("waiting for the pipeline")
+        outage: Outage | None = None
         while True:
-            outage: Outage | None = None
             try:
                 totals = await read_totals(auditor)
+                outage = None
                 if totals.in_flight == 0:
                     return totals
                 if least is None or totals.in_flight < least:
@@ -91,6 +92,8 @@ async def drain(auditor: Auditor, *, all_stored: Callable[[], Awaitable[bool]]) 
                     return totals
                 progress.update(shown, description=f"waiting for the pipeline: {totals.in_flight:,} in flight")
             except Outage as error:
+                if outage is None and not progress_console.is_terminal:
+                    progress_console.print(f"waiting for {error.system}: {error.message}", highlight=False)
                 outage = error
                 progress.update(shown, description=f"waiting for {outage.system}: {outage.message}")
             now = time.monotonic()

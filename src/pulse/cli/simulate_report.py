@@ -165,6 +165,8 @@ def table_of(report: Report) -> Table:
     equal = "=" if storage.missing == 0 else "≠"
     matched = storage.stored - storage.unexpected
     verdict = f"accepted {storage.accepted:,} {equal} stored {matched:,}, duplicates {storage.duplicates:,}"
+    if report.never_sent and not report.interrupted:
+        verdict += f"; {report.never_sent:,} never sent: this machine did not keep up with the rate"
     table.add_row("verdict", "", verdict, style="bold green" if report.ok else "bold red")
     return table
 

@@ -186,11 +186,11 @@ def _print_ready(settings: Settings, folder: DataFolder, nats: NatsServer, demo_
 Pulse is up.  Ctrl-C stops it.
 
   gateway      {gateway}   (/livez /readyz /metrics)
-  control API  http://{settings.ui_host}:{settings.ui_port}/api/v1   (/openapi.json; key in {OPERATOR_KEY_FILE})
+  control API  http://{settings.ui_host}:{settings.ui_port}/api/v1   (/api/v1/openapi.json)
   NATS         nats://127.0.0.1:{nats.port}   monitoring {nats.monitor_url}
   PostgreSQL   postgresql://127.0.0.1:{settings.embedded_postgres_port}/pulse
   data, logs   {folder.path}
-  credentials  {folder.path / "instance.toml"}
+  credentials  {folder.path / "instance.toml"}, the control API's in {folder.path / OPERATOR_KEY_FILE}
 """
     )
     if demo_token is None:

@@ -35,16 +35,18 @@ def check_ports(ports: Iterable[NeededPort]) -> None:
     for twice, or not ours to have, and the setting that changes it.
     """
     troubles: list[str] = []
-    settings: list[str] = []
+    settings: dict[str, None] = {}
     seen: dict[int, NeededPort] = {}
     for port in ports:
         trouble = f"is also that of {seen[port.number].purpose}" if port.number in seen else _trouble(port)
         seen.setdefault(port.number, port)
         if trouble:
             troubles.append(f"port {port.number} for {port.purpose} {trouble}")
-            settings.append(f"`--set {port.setting}=…`")
+            settings[f"--set {port.setting}=…"] = None
     if troubles:
-        raise ConfigurationError("; ".join(troubles), hint=f"stop what has it, or choose another: {' '.join(settings)}")
+        raise ConfigurationError(
+            "; ".join(troubles), hint=f"stop what has it, or choose another: `pulse {' '.join(settings)} up`"
+        )
 
 
 def free_port() -> int:

@@ -25,7 +25,9 @@ async def list_devices(
     limit: Limit = 100,
 ) -> dict[str, object]:
     """The tenant's devices, by id, without their tokens."""
-    page = await caller.reading(tenant_id).identities.devices(
+    identities = caller.reading(tenant_id).identities
+    await identities.tenant(tenant_id)
+    page = await identities.devices(
         tenant_id=tenant_id, enabled=enabled, prefix=prefix, after=(tenant_id, after), limit=limit + 1
     )
     return {"devices": page[:limit], "next": page[limit - 1].device_id if len(page) > limit else None}
