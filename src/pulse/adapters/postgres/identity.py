@@ -52,9 +52,6 @@ INSERT_DEVICES = """
 """
 INSERT_DEVICES_NOT_THERE = INSERT_DEVICES + " ON CONFLICT DO NOTHING RETURNING device_id"
 DELETE_TOKENS = "DELETE FROM device_tokens WHERE tenant_id = $1 AND device_id = ANY($2::text[])"
-SELECT_FIRST_THERE = """
-    SELECT device_id FROM devices WHERE tenant_id = $1 AND device_id = ANY ($2) ORDER BY device_id LIMIT 1
-"""
 INSERT_TOKENS = """
     INSERT INTO device_tokens (tenant_id, device_id, digest) SELECT $1, * FROM unnest($2::text[], $3::bytea[])
 """
@@ -162,9 +159,8 @@ class IdentityStore:
                     digests = [digest(tokens[device_id]) for device_id in ids]
                     await connection.execute(INSERT_TOKENS, tenant_id, ids, digests)
         except asyncpg.UniqueViolationError as error:
-            async with transaction(self._pool) as connection:
-                first = await connection.fetchval(SELECT_FIRST_THERE, tenant_id, list(tokens))
-            message = f"device {first!r} of tenant {tenant_id!r} is there already"
+            alone = f"device {devices[0].device_id!r} of tenant {tenant_id!r} is there already"
+            message = alone if len(devices) == 1 else f"one of these devices is there already: {error.detail}"
             raise Refusal(Reason.CONFLICT, message, field="device_id") from error
         except asyncpg.ForeignKeyViolationError as error:
             raise _no_tenant(tenant_id) from error
