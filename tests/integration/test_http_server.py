@@ -302,3 +302,23 @@ async def test_the_health_server_answers_on_its_own_port() -> None:
             assert head.startswith(b"HTTP/1.1 200 OK\r\n")
             length = next(line for line in head.split(b"\r\n") if line.startswith(b"content-length"))
             await reader.readexactly(int(length.partition(b":")[2]))
+
+
+@as_async
+async def test_a_trailer_is_no_header_and_is_not_kept() -> None:
+    """RFC 9110, 6.5.1: what a proxy in front has refused as a header may not come in behind the body."""
+    seen: list[list[tuple[bytes, bytes]]] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        while (await receive()).get("more_body"):
+            pass
+        seen.append(list(scope["headers"]))
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
+        await send({"type": "http.response.body", "body": b""})
+
+    server = service(app)
+    async with serving(server), connected(server) as (reader, writer):
+        head = b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
+        writer.write(head + b"1\r\n{\r\n0\r\nauthorization: y\r\n\r\n")
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
+    assert [name for name, _ in seen[0]] == [b"host", b"transfer-encoding"]

@@ -14,6 +14,7 @@ from nats import errors as nats_errors
 from structlog.testing import LogCapture
 
 from pulse.adapters.embedded.nats_server import NatsServer
+from pulse.adapters.nats import frames
 from pulse.adapters.nats.connection import connect, connection
 from pulse.domain.errors import ConfigurationError, Outage
 
@@ -142,3 +143,16 @@ async def test_publishing_into_an_outage_is_bounded(nats: NatsServer) -> None:
         await client.publish("x", b"x" * 1000)
     async with asyncio.timeout(10):
         await client.close()
+
+
+async def test_a_subject_that_is_not_utf_8_ends_nothing(nats: NatsServer) -> None:
+    """Whoever may publish may publish this, and nobody else may be cut off by it."""
+    async with connection(nats.url, name="test") as client:
+        subscription = await client.subscribe("odd.*")
+        await client.publish("odd.plain", b"before")
+        await client.flush()
+        frames.write(client, b"PUB odd.\xff\xfe 1\r\nx\r\n", messages=1)
+        await client.publish("odd.plain", b"after")
+        received = [await subscription.next_msg(timeout=10) for _ in range(3)]
+        assert [message.data for message in received] == [b"before", b"x", b"after"]
+        assert client.stats["reconnects"] == 0

@@ -89,6 +89,10 @@ def test_a_letter_comes_back_as_it_was_sent() -> None:
         ("dead.ROUTES.more", msgspec.json.encode(CONDEMNED)),
         (f"{ADVISORY_PREFIX}A.b", b"{}"),
         (f"{ADVISORY_PREFIX}A.b", ADVISORY.replace(b":17", b":0")),
+        (f"{ADVISORY_PREFIX}A.b", ADVISORY.replace(b":17", b":70368744177664")),
+        ("dead.ROUTES", msgspec.json.encode({**msgspec.to_builtins(CONDEMNED), "attempts": 2**40})),
+        ("dead.ROUTES", msgspec.json.encode({**msgspec.to_builtins(CONDEMNED), "stream_seq": 2**50, "created_ns": 1})),
+        ("dead.ROUTES", msgspec.json.encode({**msgspec.to_builtins(CONDEMNED), "stream_seq": 1, "created_ns": 2**63})),
     ],
 )
 def test_what_is_neither_is_refused(subject: str, body: bytes) -> None:

@@ -81,6 +81,8 @@ def test_a_bucket_is_a_count_and_a_unit(text: str, seconds: int) -> None:
     for wrong in (text[:-1], f" {text}", f"{text} ", f"0{text}", f"-{text}", f"{text}s", text.upper()):
         with pytest.raises(Refusal):
             parse_bucket(wrong)
+    with pytest.raises(Refusal):
+        parse_bucket("1000000d")
 
 
 @given(st.integers(0, 10**6), st.integers(1, 10**5), st.integers(1, 5000))

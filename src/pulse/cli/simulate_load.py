@@ -70,6 +70,7 @@ class Load:
         self._next = 0
         self._began_at = 0.0
         self._probe: asyncio.Future[Sent] | None = None
+        self._measuring = True
         self.tally = Tally(devices=plan.fleet.size, count=plan.count)
         self.stored_after = Latencies()
         """From sending to a row that can be seen, of a sample."""
@@ -83,6 +84,7 @@ class Load:
                 group.create_task(self._send_on(), name=f"sender {number}") for number in range(self._plan.connections)
             ]
             await asyncio.wait(senders)
+            self._measuring = False
             probe.cancel()
         return time.monotonic() - self._began_at
 
@@ -154,7 +156,7 @@ class Load:
 
     async def _measure(self, reader: RunReader) -> None:
         """Take one accepted message after the other and wait until its row can be seen."""
-        while True:
+        while self._measuring:  # a database that is away when this is cancelled answers with its own error
             self._probe = asyncio.get_running_loop().create_future()
             sent = await self._probe
             ts = datetime.fromtimestamp(sent.ts_ms / 1000, UTC)

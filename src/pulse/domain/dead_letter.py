@@ -22,6 +22,7 @@ from msgspec import Meta
 
 from pulse.domain.errors import Reason, Refusal
 from pulse.domain.identity import ID_PATTERN, is_id
+from pulse.domain.ledger import SEQUENCE_MAX
 from pulse.domain.settlement import DeadLetter, Message, Settlement
 from pulse.domain.subjects import tenant_of
 
@@ -33,7 +34,9 @@ REPLAY_OF = "Pulse-Replay-Of"
 MESSAGE_ID = "Nats-Msg-Id"
 
 StreamName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,64}\Z")]
-Sequence = Annotated[int, Meta(gt=0)]
+Sequence = Annotated[int, Meta(gt=0, le=SEQUENCE_MAX)]
+Count = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+Nanoseconds = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Identity = Annotated[str, Meta(pattern=rf"^{ID_PATTERN}\Z")]
 
 
@@ -43,8 +46,8 @@ class Exhausted(msgspec.Struct, frozen=True):
     stream: StreamName
     consumer: str
     stream_seq: Sequence
-    deliveries: int
-    timestamp: datetime
+    deliveries: Count
+    timestamp: Annotated[datetime, Meta(tz=True)]
 
 
 class Condemned(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -63,10 +66,10 @@ class Condemned(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     headers: bytes = b""
     tenant_id: Identity | None = None
     device_id: Identity | None = None
-    attempts: int = 0
-    published_ns: Annotated[int, Meta(ge=0, le=2**63 - 1)]
+    attempts: Count = 0
+    published_ns: Nanoseconds
     stream_seq: Sequence | None = None
-    created_ns: int | None = None
+    created_ns: Nanoseconds | None = None
 
     @property
     def carrier(self) -> str:

@@ -20,7 +20,8 @@ from pulse.domain.subjects import MessageType, tenant_of
 
 Source = Literal["http", "mqtt"]
 Identity = Annotated[str, Meta(pattern=rf"^{ID_PATTERN}\Z")]
-ReceivedMs = Annotated[int, Meta(ge=0, le=253_402_300_799_999)]
+ReceivedMs = Annotated[int, Meta(ge=0, le=7_258_118_400_000)]
+"""Until the year 2200: a reading an hour ahead of it still has a date."""
 IDENTITY = re.compile(ID_PATTERN)
 
 

@@ -28,6 +28,7 @@ ROWS_DEFAULT = 1000
 METRIC_NAMES_MAX = 50
 METRIC_NAME_LENGTH_MAX = 1024
 UNIT_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+BUCKET_S_MAX = 3660 * UNIT_S["d"]
 TS_US_MIN = -62_135_596_800 * SECOND_US
 TS_US_MAX = 253_402_300_799 * SECOND_US
 """The years 1 to 9999, which is what a datetime holds."""
@@ -187,7 +188,10 @@ def parse_bucket(text: str) -> int:
     found = _BUCKET.fullmatch(text)
     if found is None:
         raise Refusal(Reason.INVALID_REQUEST, "must be a count and a unit: 30s, 5m, 1h, 1d", field="bucket")
-    return int(found[1]) * UNIT_S[found[2]]
+    bucket_s = int(found[1]) * UNIT_S[found[2]]
+    if bucket_s > BUCKET_S_MAX:
+        raise Refusal(Reason.INVALID_REQUEST, f"may be {BUCKET_S_MAX // UNIT_S['d']}d at most", field="bucket")
+    return bucket_s
 
 
 def bucket_count(since: datetime, until: datetime, bucket_s: int) -> int:

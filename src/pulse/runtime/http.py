@@ -243,6 +243,11 @@ class BoundedProtocol(HttpToolsProtocol):
         self._began = self._in_request = self._in_headers = True
         super().on_message_begin()
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """One header; a trailer, which may not be merged into the headers (RFC 9110, 6.5.1), is dropped."""
+        if self._in_headers:
+            super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
         """All headers are here."""
         self._in_headers = False

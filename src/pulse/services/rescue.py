@@ -194,7 +194,13 @@ class Rescue:
             return await self._settle(DEAD_LETTERS, bury(at, item, refusal.reason, refusal.message))
         if isinstance(found, Exhausted):
             return await self._rescue(found, tries=item.attempts)
-        return await self._write_down(found, created_ns, item.sequence)
+        try:
+            if item.attempts > TRIES_MAX:
+                raise Refusal(Reason.MAX_DELIVERIES, f"{TRIES_MAX} tries to write this letter down ended the process")
+            return await self._write_down(found, created_ns, item.sequence)
+        except Refusal as refusal:
+            at = await self._position(DEAD_LETTERS, created_ns, item.sequence)
+            return await self._settle(DEAD_LETTERS, bury(at, item, refusal.reason, refusal.message))
 
     async def _write_down(self, letter: Condemned, created_ns: int, sequence: int) -> Outcome:
         """Settle the message that a role gave up; the letter's own position stands for one that never had any."""

@@ -26,6 +26,7 @@ from urllib.parse import unquote, urlsplit
 import nats.errors
 import structlog
 from nats.aio.client import Client, Server
+from nats.aio.msg import Msg
 from nats.protocol.parser import PERMISSIONS_ERR, STALE_CONNECTION
 
 from pulse.adapters.nats.errors import IS_IT_RUNNING, SYSTEM, to_pulse_error
@@ -87,6 +88,19 @@ class PulseClient(Client):
             self._pending = []
             self._pending_data_size = 0
         await super().close()
+
+    def _build_message(
+        self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: dict[str, str] | None
+    ) -> Msg:
+        # nats-py 2.16 ends its read loop on a subject that is not UTF-8, which the server lets anybody publish.
+        return Msg(
+            _client=self,
+            subject=subject.decode("utf-8", "surrogateescape"),
+            reply=reply.decode("utf-8", "surrogateescape"),
+            data=data,
+            headers=headers,
+            _sid=sid,
+        )
 
     async def _process_err(self, err_msg: str) -> None:
         # Replaces the method of nats-py 2.16, which closes for good on all but these two.
