@@ -93,14 +93,8 @@ class PulseClient(Client):
         self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: dict[str, str] | None
     ) -> Msg:
         # nats-py 2.16 ends its read loop on a subject that is not UTF-8, which the server lets anybody publish.
-        return Msg(
-            _client=self,
-            subject=subject.decode("utf-8", "surrogateescape"),
-            reply=reply.decode("utf-8", "surrogateescape"),
-            data=data,
-            headers=headers,
-            _sid=sid,
-        )
+        names = [name.decode("utf-8", "surrogateescape") for name in (subject, reply)]
+        return Msg(_client=self, subject=names[0], reply=names[1], data=data, headers=headers, _sid=sid)
 
     async def _process_err(self, err_msg: str) -> None:
         # Replaces the method of nats-py 2.16, which closes for good on all but these two.
