@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from pulse.app import Role, serve
 from pulse.domain.settlement import Message, Settlement, settle
 from pulse.domain.telemetry import PayloadDecoder
-from pulse.runtime.settings import load
+from pulse.runtime.layers import load
 from pulse.services import ingest
 from pulse.wiring import rescue
 

@@ -21,13 +21,14 @@ from pulse.adapters.nats.connection import PulseClient, connection
 from pulse.adapters.nats.provisioner import Provisioner
 from pulse.adapters.nats.registry import RegistryBucket
 from pulse.adapters.postgres.pool import open_pool
-from pulse.app import Process, _gateway
 from pulse.domain.identity import Device, Tenant, TokenDigest, digest
 from pulse.domain.registry import Record, record_key
 from pulse.runtime.lifecycle import run_services
 from pulse.runtime.metrics import process_registry
 from pulse.runtime.settings import Settings
 from pulse.topology.declared import load
+from pulse.wiring.gateway import gateway_services
+from pulse.wiring.process import Process
 
 SOURCE = Path(__file__).resolve().parents[1] / "src"
 TOKEN = "pulse_token"
@@ -68,7 +69,7 @@ async def serving(client: PulseClient, settings: Settings) -> AsyncIterator[str]
             probe=lambda _: None,
             stack=stack,
         )
-        services = await _gateway(process)
+        services = await gateway_services(process)
         async with asyncio.timeout(LIMIT_S), asyncio.TaskGroup() as group:
             group.create_task(run_services(services, stop=stop, drain_s_max=4.0))
             url = f"http://127.0.0.1:{settings.gateway_port}"

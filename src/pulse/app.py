@@ -1,57 +1,34 @@
 """The composition root: the only place that knows which adapter stands behind which service.
 
-    role          services, sinks first
-    gateway       group commit ◄─ gateway (HTTP), registry mirror
-    ingest        ingest (pulls from JetStream, writes to PostgreSQL)
-    maintenance   maintenance (partitions, ledger, epochs, registry, count of dead letters)
-    ui            control API (HTTP), wiring/ui.py
-    rescue        rescue (pulls from DEAD_LETTERS, writes to PostgreSQL), wiring/rescue.py
-
-`serve` runs any set of roles in one process, on one connection to NATS and one pool to PostgreSQL.
+What a role is made of stands in `wiring/{role}.py`. `serve` runs any set of roles in one process, on one connection
+to NATS and one pool to PostgreSQL.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
 from enum import StrEnum
 
-import msgspec
 import structlog
-from prometheus_client import CollectorRegistry
 
 from pulse.adapters.nats import connection as nats_connection
-from pulse.adapters.nats.audit import AuditReader
-from pulse.adapters.nats.committer import GroupCommitter
 from pulse.adapters.nats.connection import PulseClient
-from pulse.adapters.nats.consumer import PullConsumer
-from pulse.adapters.nats.registry_feed import RegistryFeed
-from pulse.adapters.nats.streams import stream_state
-from pulse.adapters.postgres.ledger import LedgerReader
-from pulse.adapters.postgres.pool import Pool, open_pool
-from pulse.adapters.postgres.telemetry import TelemetryStore
+from pulse.adapters.postgres.pool import open_pool
 from pulse.adapters.postgres.watch import DatabaseWatch
-from pulse.api.bodies import BodyBounds
-from pulse.api.device import DeviceApi
-from pulse.domain.limits import Rate, RateLimits, parse_overrides
-from pulse.domain.telemetry import Bounds, PayloadDecoder
 from pulse.runtime.faults import probe_for
-from pulse.runtime.health import Check, Dependency, HealthServer, NotStopping, health_app
-from pulse.runtime.http import UvicornService
+from pulse.runtime.health import Dependency, HealthServer, NotStopping
 from pulse.runtime.lifecycle import Service, run_services, stop_on_signals
-from pulse.runtime.metrics import GatewayMetrics, IngestMetrics, PublishMetrics, RegistryMetrics, process_registry
+from pulse.runtime.metrics import process_registry
 from pulse.runtime.settings import Settings
-from pulse.services.audit import Auditor
-from pulse.services.gateway import Gateway
-from pulse.services.ingest import IngestWorker
-from pulse.services.registry import DeviceRegistry, RegistryMirror
 from pulse.wiring.commands import open_auditor, open_dead_letters
-from pulse.wiring.maintenance import maintenance_service
-from pulse.wiring.registry_check import RegistryCheck
-from pulse.wiring.rescue import rescue_service
-from pulse.wiring.streams import INGEST_WORKERS, TELEMETRY, state_of
-from pulse.wiring.ui import control_service
+from pulse.wiring.gateway import gateway_services
+from pulse.wiring.ingest import ingest_services
+from pulse.wiring.maintenance import maintenance_services
+from pulse.wiring.process import Process
+from pulse.wiring.rescue import rescue_services
+from pulse.wiring.streams import INGEST_WORKERS, TELEMETRY
+from pulse.wiring.ui import ui_services
 
 __all__ = ["INGEST_WORKERS", "TELEMETRY", "Role", "open_auditor", "open_dead_letters", "serve"]
 
@@ -59,8 +36,6 @@ log = structlog.get_logger()
 
 NATS_WAIT_S_MAX = 60.0
 """How long a starting process waits for NATS before it says so and ends, to be started again."""
-BATCH_BYTES_MAX = 8 * 1024 * 1024
-"""What one pull may bring; two pulls overlap, and three batches are in hand: all of it stays below 150 MB."""
 
 
 class Role(StrEnum):
@@ -71,23 +46,6 @@ class Role(StrEnum):
     MAINTENANCE = "maintenance"
     UI = "ui"
     RESCUE = "rescue"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Process:
-    """What the roles of one process share, and what they add to it."""
-
-    settings: Settings
-    nats: PulseClient
-    pool: Pool
-    metrics: CollectorRegistry
-    probe: Callable[[str], None]
-    stack: AsyncExitStack
-    checks: list[Check] = field(default_factory=list)
-
-    def decoder(self) -> PayloadDecoder:
-        """The payload rules of the settings."""
-        return PayloadDecoder(msgspec.convert(self.settings, Bounds, from_attributes=True))
 
 
 async def serve(settings: Settings, roles: Sequence[Role]) -> None:
@@ -154,117 +112,10 @@ async def _connect(settings: Settings, title: str, check: Dependency, stack: Asy
     return client
 
 
-async def _gateway(process: Process) -> list[Service]:
-    settings = process.settings
-    registry = DeviceRegistry()
-    process.checks.append(RegistryCheck(registry))
-    RegistryMetrics(process.metrics).watch(lambda: registry.size)
-    committer = GroupCommitter(
-        process.nats,
-        streams={"telemetry": TELEMETRY},
-        metrics=PublishMetrics(process.metrics),
-        pending_max=settings.publish_pending_max,
-        timeout_s=settings.publish_timeout_s,
-        drain_s_max=settings.drain_s_max,
-    )
-    app = DeviceApi(
-        gateway=Gateway(
-            publisher=committer,
-            registry=registry,
-            decoder=process.decoder(),
-            limits=RateLimits(
-                device=Rate(settings.device_messages_per_s, settings.device_messages_burst),
-                tenant=Rate(settings.tenant_messages_per_s, settings.tenant_messages_burst),
-                overrides=parse_overrides(settings.tenant_messages_overrides),
-            ),
-        ),
-        metrics=GatewayMetrics(process.metrics),
-        durability=await _durability(process.nats),
-        bounds=msgspec.convert(settings, BodyBounds, from_attributes=True),
-        other=health_app(checks=process.checks, registry=process.metrics),
-    )
-    http = UvicornService(
-        name="gateway",
-        app=app,
-        host=settings.gateway_host,
-        port=settings.gateway_port,
-        setting="gateway",
-        connections_max=settings.gateway_connections_max,
-        keep_alive_s=settings.gateway_keep_alive_s,
-        request_s_max=settings.gateway_request_s_max,
-    )
-    http.bind()
-    return [committer, RegistryMirror(feed=RegistryFeed(process.nats), registry=registry), http]
-
-
-async def _durability(client: PulseClient) -> str:
-    """What a PubAck of TELEMETRY is worth, as the stream was when this process started."""
-    return "replicated" if (await stream_state(client, TELEMETRY)).replicas > 1 else "disk"
-
-
-async def _ingest(process: Process) -> list[Service]:
-    settings = process.settings
-
-    async def created_ns() -> int:
-        return (await state_of(process.nats, TELEMETRY)).created_ns
-
-    source = await process.stack.enter_async_context(
-        PullConsumer(
-            process.nats,
-            stream=TELEMETRY,
-            consumer=INGEST_WORKERS,
-            created_ns=created_ns,
-            batch_max=settings.ingest_batch_max,
-            batch_bytes_max=BATCH_BYTES_MAX,
-            linger_s=settings.ingest_linger_s_max,
-        )
-    )
-    worker = IngestWorker(
-        source=source,
-        store=TelemetryStore(process.pool, stream=TELEMETRY, probe=process.probe),
-        decoder=process.decoder(),
-        metrics=IngestMetrics(process.metrics),
-        writers=settings.ingest_writers,
-        retry_delay_s_min=settings.retry_delay_s_min,
-        retry_delay_s_max=settings.retry_delay_s_max,
-        probe=process.probe,
-    )
-    return [worker]
-
-
-async def _maintenance(process: Process) -> list[Service]:
-    return [
-        maintenance_service(settings=process.settings, nats=process.nats, pool=process.pool, metrics=process.metrics)
-    ]
-
-
-async def _ui(process: Process) -> list[Service]:
-    auditor = Auditor(
-        streams=AuditReader(process.nats, consumer_of={TELEMETRY: INGEST_WORKERS}), ledger=LedgerReader(process.pool)
-    )
-    other = health_app(checks=process.checks, registry=process.metrics)
-    service = control_service(
-        settings=process.settings, nats=process.nats, pool=process.pool, auditor=auditor, other=other
-    )
-    return [service]
-
-
-async def _rescue(process: Process) -> list[Service]:
-    service = rescue_service(
-        settings=process.settings,
-        nats=process.nats,
-        pool=process.pool,
-        decoder=process.decoder(),
-        metrics=process.metrics,
-        probe=process.probe,
-    )
-    return [service]
-
-
-_BUILD = {
-    Role.GATEWAY: _gateway,
-    Role.INGEST: _ingest,
-    Role.MAINTENANCE: _maintenance,
-    Role.UI: _ui,
-    Role.RESCUE: _rescue,
+_BUILD: dict[Role, Callable[[Process], Awaitable[list[Service]]]] = {
+    Role.GATEWAY: gateway_services,
+    Role.INGEST: ingest_services,
+    Role.MAINTENANCE: maintenance_services,
+    Role.UI: ui_services,
+    Role.RESCUE: rescue_services,
 }

@@ -15,7 +15,7 @@ from pulse.adapters.embedded.ports import free_port
 from pulse.adapters.embedded.postgres_server import PostgresServer
 from pulse.adapters.embedded.process import wait_until
 from pulse.domain.errors import ConfigurationError
-from pulse.runtime.settings import load
+from pulse.runtime.layers import load
 
 LIMIT_S = 30.0
 

@@ -33,8 +33,8 @@ from compose_files import (
     variables_of,
 )
 from pulse.app import Role
+from pulse.runtime.layers import load
 from pulse.runtime.metrics import TABLE
-from pulse.runtime.settings import load
 from repository import ROOT
 
 FILES = sorted(FOLDER.glob("docker-compose*.yml"))

@@ -12,8 +12,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from pulse.domain.errors import ConfigurationError
+from pulse.runtime.layers import load, load_with_sources
 from pulse.runtime.masking import MASK, is_secret_name, mask_password, mask_text, mask_urls
-from pulse.runtime.settings import NAMES, Settings, load, load_with_sources
+from pulse.runtime.settings import NAMES, Settings
 
 SECRET = "s3cr3t-Zx81"
 

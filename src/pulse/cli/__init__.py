@@ -17,8 +17,9 @@ from click.shell_completion import shell_complete
 from pulse import __version__
 from pulse.cli.context import Context
 from pulse.domain.errors import ConfigurationError, Outage, PulseError
+from pulse.runtime.layers import load_with_sources
 from pulse.runtime.masking import mask_text
-from pulse.runtime.settings import Settings, load_with_sources
+from pulse.runtime.settings import Settings
 
 COMMANDS = {
     "up": ("pulse.cli.up:up", "Start everything on this machine: NATS, PostgreSQL, all roles."),

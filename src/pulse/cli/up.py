@@ -34,8 +34,9 @@ from pulse.app import Role
 from pulse.cli.context import Context
 from pulse.cli.demo import DEMO_DEVICE, DEMO_TENANT, prepare
 from pulse.cli.key import OPERATOR_KEY_FILE, operator_key
+from pulse.runtime.layers import ENVIRONMENT_BY_OWN_NAME, ENVIRONMENT_PREFIX
 from pulse.runtime.logging import configure_logging
-from pulse.runtime.settings import ENVIRONMENT_BY_OWN_NAME, ENVIRONMENT_PREFIX, Settings
+from pulse.runtime.settings import Settings
 
 STOP_S_MAX = 4.8
 """Everything ends within five seconds of Ctrl-C."""

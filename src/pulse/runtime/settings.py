@@ -1,29 +1,12 @@
-"""One frozen settings class for every role: defaults < instance < file < environment < flags.
-
-    defaults      this class; every bound stands here with a concrete value and its unit in its name
-    instance      `<data_dir>/instance.toml`, which a running `pulse up` leaves so that the other commands find it
-    file          `pulse.toml` in the working directory, or the one that `PULSE_CONFIG` names
-    environment   `PULSE_<NAME>`, and `NATS_URL` and `DATABASE_URL` by those names
-    flags         `--set name=value` and the named flags of a command
-
-An unknown name in any layer is refused: a typo must not become a default. An empty environment variable counts as one
-that is not set. No error line shows a secret.
-"""
+"""One frozen settings class for every role; where a value comes from is `runtime/layers.py`'s."""
 
 from __future__ import annotations
 
-import difflib
-import errno
-import tomllib
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
 
-from pulse.domain.errors import ConfigurationError
-from pulse.domain.limits import OVERRIDES_PATTERN
 from pulse.runtime.faults import SPEC_PATTERN
 from pulse.runtime.masking import MASK, is_secret_name, mask_password, mask_text, mask_urls
 
@@ -35,11 +18,6 @@ SecondsBelowAckWait = Annotated[float, Meta(gt=0, le=25)]
 Text = Annotated[str, Meta(min_length=1, pattern=r"^[^\x00]+$")]
 Bytes = Annotated[int, Meta(ge=1)]
 Rate = Annotated[float, Meta(ge=0, le=1_000_000)]
-
-ENVIRONMENT_PREFIX = "PULSE_"
-ENVIRONMENT_BY_OWN_NAME = {"NATS_URL": "nats_url", "DATABASE_URL": "database_url"}
-CONFIG_VARIABLE = "PULSE_CONFIG"
-INSTANCE_FILE = "instance.toml"
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -64,14 +42,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ts_past_s_max: Count = 366 * 86_400
     ts_future_s_max: Count = 3600
 
-    # how often it may send, as each gateway process counts; 0 is no limit
+    # how often it may send, as each gateway process counts, where its tenant has no limits of its own; 0 is no limit
     device_messages_per_s: Rate = 200.0
     device_messages_burst: Count = 5000
     """Above a whole batch several times, so that a backlog can be sent."""
     tenant_messages_per_s: Rate = 20_000.0
     tenant_messages_burst: Count = 100_000
-    tenant_messages_overrides: Annotated[str, Meta(pattern=OVERRIDES_PATTERN)] = ""
-    """Tenants with a rate of their own, as in `acme=50000/200000, beta=100/1000`: messages a second, and at once."""
 
     # gateway
     gateway_host: Text = "127.0.0.1"
@@ -145,13 +121,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     def masked(self) -> dict[str, Any]:
         """All settings by name, secrets masked."""
         values: dict[str, Any] = msgspec.structs.asdict(self)
-        return {name: _shown(name, value) for name, value in values.items()}
+        return {name: shown(name, value) for name, value in values.items()}
 
 
 NAMES = frozenset(field.name for field in msgspec.structs.fields(Settings))
 
 
-def _shown(name: str, value: object) -> object:
+def shown(name: str, value: object) -> object:
+    """A value as it may be printed, secrets masked."""
     if is_secret_name(name):
         return MASK
     if not isinstance(value, str):
@@ -159,88 +136,3 @@ def _shown(name: str, value: object) -> object:
     return (
         mask_urls(value) if name == "nats_url" else mask_password(value) if name == "database_url" else mask_text(value)
     )
-
-
-class Given(NamedTuple):
-    """One value of one layer, before it is checked; `where` is what the operator would have to change."""
-
-    source: str
-    name: str
-    value: object
-    where: str
-
-
-def load(*, environment: Mapping[str, str], flags: Mapping[str, object] | None = None) -> Settings:
-    """The settings alone; see `load_with_sources`."""
-    return load_with_sources(environment=environment, flags=flags)[0]
-
-
-def load_with_sources(
-    *, environment: Mapping[str, str], flags: Mapping[str, object] | None = None, with_instance: bool = True
-) -> tuple[Settings, dict[str, str]]:
-    """Read every layer and check it; returns the settings, and for each that is no default the layer it came from.
-
-    Without `with_instance` the layer of a running `pulse up` is left out: what starts a system does not look for one.
-
-    A relative `data_dir` is below the working directory. A flag that is None was not given. Raises ConfigurationError
-    for an unknown name, a value of the wrong type or out of bounds, and a file that cannot be read; the message names
-    the layer and the value at fault.
-    """
-    named_file = environment.get(CONFIG_VARIABLE, "")
-    given = [
-        *_file_layer(Path(named_file or "pulse.toml"), must_exist=bool(named_file)),
-        *_environment_layer(environment),
-        *(Given("flag", name, value, f"flag {name}") for name, value in (flags or {}).items() if value is not None),
-    ]
-    for each in given:
-        _check(each)
-    data_dir = msgspec.convert(_merged(given), Settings, strict=False).data_dir
-    instance = list(_file_layer(Path(data_dir) / INSTANCE_FILE, must_exist=False)) if with_instance else []
-    for each in instance:
-        _check(each)
-    given = [*instance, *given]
-    settings = msgspec.convert(_merged(given), Settings, strict=False)
-    least, most = settings.retry_delay_s_min, settings.retry_delay_s_max
-    if least > most:
-        raise ConfigurationError(f"retry_delay_s_min = {least} is above retry_delay_s_max = {most}")
-    return settings, {each.name: each.source for each in given}
-
-
-def _merged(given: Sequence[Given]) -> dict[str, object]:
-    return {each.name: each.value for each in given}
-
-
-def _environment_layer(environment: Mapping[str, str]) -> Iterator[Given]:
-    for key, name in ENVIRONMENT_BY_OWN_NAME.items():
-        if environment.get(key):
-            yield Given(key, name, environment[key], key)
-    for key, value in environment.items():
-        name = key.removeprefix(ENVIRONMENT_PREFIX).lower()
-        if key.startswith(ENVIRONMENT_PREFIX) and key != CONFIG_VARIABLE and (value or name not in NAMES):
-            yield Given(key, name, value, key)
-
-
-def _file_layer(path: Path, *, must_exist: bool) -> Iterator[Given]:
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        if not must_exist and error.errno in {errno.ENOENT, errno.ENOTDIR}:
-            return
-        raise ConfigurationError(f"cannot read {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{path} is not TOML: {mask_text(str(error))}") from error
-    for name, value in content.items():
-        yield Given(str(path), name, value, f"{path}: {mask_text(name)}")
-
-
-def _check(given: Given) -> None:
-    if given.name not in NAMES:
-        nearest = difflib.get_close_matches(given.name, NAMES, n=1)
-        hint = f"did you mean {nearest[0]}?" if nearest else "`pulse settings` lists them"
-        raise ConfigurationError(f"{mask_text(given.where)}: there is no such setting", hint=hint)
-    try:
-        msgspec.convert({given.name: given.value}, Settings, strict=False)
-    except msgspec.ValidationError as error:
-        shown = _shown(given.name, given.value if isinstance(given.value, str) else repr(given.value))
-        why = str(error).partition(" - at ")[0]
-        raise ConfigurationError(f"{given.where} = {shown!r}: {why}") from error

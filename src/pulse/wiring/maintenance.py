@@ -4,25 +4,21 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
-from prometheus_client import CollectorRegistry
-
-from pulse.adapters.nats.connection import PulseClient
 from pulse.adapters.nats.registry import RegistryBucket
 from pulse.adapters.postgres.dead_letters import DeadLetterStore
 from pulse.adapters.postgres.ledger import LedgerReader
-from pulse.adapters.postgres.pool import Pool
 from pulse.adapters.postgres.registry import RegistryTruth
+from pulse.runtime.lifecycle import Service
 from pulse.runtime.metrics import DeadLetterMetrics, RegistryMetrics
-from pulse.runtime.settings import Settings
 from pulse.services.maintenance import Chore, Maintenance
 from pulse.services.reconcile import RegistryReconciler
+from pulse.wiring.process import Process
 from pulse.wiring.streams import TELEMETRY, state_of
 
 
-def maintenance_service(
-    *, settings: Settings, nats: PulseClient, pool: Pool, metrics: CollectorRegistry
-) -> Maintenance:
+async def maintenance_services(process: Process) -> list[Service]:
     """The service with all of its chores."""
+    settings, nats, pool, metrics = process.settings, process.nats, process.pool, process.metrics
     ledger, letters = LedgerReader(pool), DeadLetterStore(pool)
     reconciler = RegistryReconciler(truth=RegistryTruth(pool), projection=RegistryBucket(nats))
     repairs, letters_kept = RegistryMetrics(metrics), DeadLetterMetrics(metrics)
@@ -50,4 +46,4 @@ def maintenance_service(
         Chore(name="dead letters", run=dead_letters, interval_s=often_s),
         Chore(name="registry", run=registry, interval_s=seldom_s),
     ]
-    return Maintenance(chores=chores)
+    return [Maintenance(chores=chores)]

@@ -2,48 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from prometheus_client import CollectorRegistry
-
-from pulse.adapters.nats.connection import PulseClient
 from pulse.adapters.nats.origin import OriginStreams
 from pulse.adapters.nats.single_consumer import SingleConsumer
 from pulse.adapters.postgres.dead_letters import RescueStore
-from pulse.adapters.postgres.pool import Pool
 from pulse.domain.settlement import Message, Settlement, settle
 from pulse.domain.telemetry import PayloadDecoder
+from pulse.runtime.lifecycle import Service
 from pulse.runtime.metrics import RescueMetrics
-from pulse.runtime.settings import Settings
 from pulse.services.rescue import Rescue, Stream
 from pulse.topology.declared import load
+from pulse.wiring.process import Process
 from pulse.wiring.streams import DEAD_LETTERS, RESCUE_WORKERS, TELEMETRY, state_of
 
 
-def rescue_service(
-    *,
-    settings: Settings,
-    nats: PulseClient,
-    pool: Pool,
-    decoder: PayloadDecoder,
-    metrics: CollectorRegistry,
-    probe: Callable[[str], None],
-) -> Rescue:
+async def rescue_services(process: Process) -> list[Service]:
     """The service."""
+    nats, settings = process.nats, process.settings
 
     async def created_ns() -> int:
         return (await state_of(nats, DEAD_LETTERS)).created_ns
 
-    return Rescue(
+    rescue = Rescue(
         source=SingleConsumer(nats, stream=DEAD_LETTERS, consumer=RESCUE_WORKERS, created_ns=created_ns),
         origin=OriginStreams(nats),
-        store=RescueStore(pool, probe=probe),
-        streams=rescued_streams(decoder),
-        metrics=RescueMetrics(metrics),
+        store=RescueStore(process.pool, probe=process.probe),
+        streams=rescued_streams(process.decoder()),
+        metrics=RescueMetrics(process.metrics),
         retry_delay_s_min=settings.retry_delay_s_min,
         retry_delay_s_max=settings.retry_delay_s_max,
-        probe=probe,
+        probe=process.probe,
     )
+    return [rescue]
 
 
 def rescued_streams(decoder: PayloadDecoder) -> dict[str, Stream]:

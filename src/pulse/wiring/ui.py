@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from pulse.adapters.nats.audit import AuditReader
 from pulse.adapters.nats.connection import PulseClient
 from pulse.adapters.nats.errors import SYSTEM
 from pulse.adapters.nats.registry import RegistryBucket
 from pulse.adapters.nats.stream_status import StreamStatusReader
 from pulse.adapters.postgres.access import ChangeLog, KeyStore
 from pulse.adapters.postgres.identity import IdentityStore
+from pulse.adapters.postgres.ledger import LedgerReader
 from pulse.adapters.postgres.pool import Pool, Scoped
 from pulse.adapters.postgres.registry import RegistryTruth
 from pulse.adapters.postgres.telemetry_query import TelemetryReader
@@ -22,11 +24,14 @@ from pulse.api.control.entrance import ControlBounds
 from pulse.domain.access import ChangeRecord
 from pulse.domain.errors import Outage
 from pulse.domain.query import QueryBounds
-from pulse.runtime.http import Application, UvicornService
-from pulse.runtime.settings import Settings
+from pulse.runtime.health import health_app
+from pulse.runtime.http import UvicornService
+from pulse.runtime.lifecycle import Service
 from pulse.services.audit import Auditor
 from pulse.services.control import Control, OpenReach, Reach
 from pulse.topology.declared import load
+from pulse.wiring.process import Process
+from pulse.wiring.streams import INGEST_WORKERS, TELEMETRY
 
 EDGE_TIMEOUT_S = 2.0
 """How long a change waits for the edge to be told; the maintenance role does it otherwise."""
@@ -62,10 +67,10 @@ def open_reach_on(pool: Pool, *, query_s_max: float) -> OpenReach:
     return open_reach
 
 
-def control_service(
-    *, settings: Settings, nats: PulseClient, pool: Pool, auditor: Auditor, other: Application
-) -> UvicornService:
-    """The HTTP service, with its address taken; `other` answers what is not below `/api/`."""
+async def ui_services(process: Process) -> list[Service]:
+    """The HTTP service, with its address taken; what is not below `/api/` is about its health."""
+    settings, nats, pool = process.settings, process.nats, process.pool
+    auditor = Auditor(streams=AuditReader(nats, consumer_of={TELEMETRY: INGEST_WORKERS}), ledger=LedgerReader(pool))
     control = Control(
         open_reach=open_reach_on(pool, query_s_max=settings.query_s_max),
         edge=RegistryEdge(nats, pool),
@@ -84,7 +89,9 @@ def control_service(
     )
     service = UvicornService(
         name="control API",
-        app=control_app(control=control, bounds=bounds, other=other),
+        app=control_app(
+            control=control, bounds=bounds, other=health_app(checks=process.checks, registry=process.metrics)
+        ),
         host=settings.ui_host,
         port=settings.ui_port,
         setting="ui",
@@ -92,4 +99,4 @@ def control_service(
         request_s_max=settings.ui_request_s_max,
     )
     service.bind()
-    return service
+    return [service]

@@ -1,0 +1,107 @@
+"""Every metric of Pulse, in one table.
+
+Labels are of a bounded set, never an id: tenants and devices would make a series each.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    GCCollector,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+    disable_created_metrics,
+)
+
+from pulse import __version__
+from pulse.domain.errors import Reason
+
+disable_created_metrics()  # type: ignore[no-untyped-call]
+
+
+class Declared(NamedTuple):
+    """One line of the table; `buckets` are upper bounds in the metric's own unit."""
+
+    kind: Literal["counter", "gauge", "histogram"]
+    text: str
+    labels: tuple[str, ...] = ()
+    buckets: tuple[float, ...] = ()
+
+
+REQUEST_S = (0.001, 0.0025, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
+COMMIT_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0)
+END_TO_END_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 300.0, 3600.0)
+EDGE_REASONS = (
+    Reason.INVALID_IDENTITY,
+    Reason.INVALID_JSON,
+    Reason.INVALID_PAYLOAD,
+    Reason.TIMESTAMP_OUT_OF_RANGE,
+    Reason.INVALID_ENCODING,
+    Reason.TOO_LARGE,
+    Reason.RATE_LIMITED,
+    Reason.UNSUPPORTED_TYPE,
+    Reason.UNAUTHENTICATED,
+)
+OUTAGES = ("unavailable", "overloaded")
+"""What a gateway refuses for; each is there from the start, so that its first increase is seen as one."""
+BATCH_MESSAGES = (1, 3, 10, 30, 100, 300, 1000, 3000, 5000, 10_000)
+
+TABLE = {
+    "pulse_build": Declared("gauge", "1, with the version that runs", ("version", "role")),
+    "pulse_gateway_requests_total": Declared("counter", "Requests answered", ("kind", "status")),
+    "pulse_gateway_request_seconds": Declared(
+        "histogram", "First byte to answer, fsync included", ("kind",), REQUEST_S
+    ),
+    "pulse_gateway_pending": Declared("gauge", "Requests that are being answered"),
+    "pulse_gateway_body_bytes_total": Declared("counter", "Bytes of the bodies that were read, as they were sent"),
+    "pulse_gateway_batch_rows_total": Declared("counter", "Rows that came in batches"),
+    "pulse_gateway_refused_total": Declared(
+        "counter", "Requests and rows that were not accepted, by reason", ("reason",)
+    ),
+    "pulse_published_total": Declared("counter", "Messages that JetStream answered for", ("stream", "outcome")),
+    "pulse_publish_seconds": Declared("histogram", "One publish, a batch or one alone, to its answer", (), REQUEST_S),
+    "pulse_publish_batch_messages": Declared("histogram", "Messages in one publish", (), BATCH_MESSAGES),
+    "pulse_registry_devices": Declared("gauge", "Devices that this process holds in memory"),
+    "pulse_registry_repairs_total": Declared("counter", "Entries of the projection that differed from PostgreSQL"),
+    "pulse_ingest_messages_total": Declared("counter", "Messages settled: stored, dead, already_settled", ("outcome",)),
+    "pulse_ingest_redelivered_total": Declared("counter", "Messages that came once more"),
+    "pulse_ingest_batch_messages": Declared("histogram", "Messages settled by one transaction", (), BATCH_MESSAGES),
+    "pulse_ingest_commit_seconds": Declared("histogram", "One transaction of COPY and ledger", (), COMMIT_S),
+    "pulse_ingest_waiting": Declared("gauge", "1 while the worker waits out an outage", ("system",)),
+    "pulse_ingest_end_to_end_seconds": Declared("histogram", "Received to stored, sampled", (), END_TO_END_S),
+    "pulse_rescue_items_total": Declared(
+        "counter", "Items of DEAD_LETTERS: stored, dead, already_settled, gone, foreign", ("outcome",)
+    ),
+    "pulse_rescue_waiting": Declared("gauge", "1 while the rescue waits out an outage", ("system",)),
+    "pulse_dead_letters": Declared("gauge", "Dead letters kept: waiting, replayed", ("reason", "state")),
+}
+
+
+def process_registry(*, role: str) -> CollectorRegistry:
+    """A registry with what every process tells: its CPU, memory and files, Python, the version that runs."""
+    registry = CollectorRegistry()
+    ProcessCollector(registry=registry)
+    PlatformCollector(registry=registry)
+    GCCollector(registry=registry)
+    gauge(registry, "pulse_build").labels(__version__, role).set(1)
+    return registry
+
+
+def counter(registry: CollectorRegistry, name: str) -> Counter:
+    """The counter that the table declares under `name`."""
+    return Counter(name, TABLE[name].text, TABLE[name].labels, registry=registry)
+
+
+def gauge(registry: CollectorRegistry, name: str) -> Gauge:
+    """The gauge that the table declares under `name`."""
+    return Gauge(name, TABLE[name].text, TABLE[name].labels, registry=registry)
+
+
+def histogram(registry: CollectorRegistry, name: str) -> Histogram:
+    """The histogram that the table declares under `name`."""
+    return Histogram(name, TABLE[name].text, TABLE[name].labels, registry=registry, buckets=TABLE[name].buckets)

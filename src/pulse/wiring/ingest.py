@@ -1,0 +1,45 @@
+"""The role `ingest`: TELEMETRY ─► IngestWorker ─► PostgreSQL."""
+
+from __future__ import annotations
+
+from pulse.adapters.nats.consumer import PullConsumer
+from pulse.adapters.postgres.telemetry import TelemetryStore
+from pulse.runtime.lifecycle import Service
+from pulse.runtime.metrics import IngestMetrics
+from pulse.services.ingest import IngestWorker
+from pulse.wiring.process import Process
+from pulse.wiring.streams import INGEST_WORKERS, TELEMETRY, state_of
+
+BATCH_BYTES_MAX = 8 * 1024 * 1024
+"""What one pull may bring; two pulls overlap, and three batches are in hand: all of it stays below 150 MB."""
+
+
+async def ingest_services(process: Process) -> list[Service]:
+    """The worker, on a consumer of its own."""
+    settings = process.settings
+
+    async def created_ns() -> int:
+        return (await state_of(process.nats, TELEMETRY)).created_ns
+
+    source = await process.stack.enter_async_context(
+        PullConsumer(
+            process.nats,
+            stream=TELEMETRY,
+            consumer=INGEST_WORKERS,
+            created_ns=created_ns,
+            batch_max=settings.ingest_batch_max,
+            batch_bytes_max=BATCH_BYTES_MAX,
+            linger_s=settings.ingest_linger_s_max,
+        )
+    )
+    worker = IngestWorker(
+        source=source,
+        store=TelemetryStore(process.pool, stream=TELEMETRY, probe=process.probe),
+        decoder=process.decoder(),
+        metrics=IngestMetrics(process.metrics),
+        writers=settings.ingest_writers,
+        retry_delay_s_min=settings.retry_delay_s_min,
+        retry_delay_s_max=settings.retry_delay_s_max,
+        probe=process.probe,
+    )
+    return [worker]
