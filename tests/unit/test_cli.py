@@ -52,6 +52,13 @@ def test_every_command_in_the_table_exists_and_has_help(name: str) -> None:
     assert cli.COMMANDS[name][1].endswith(".")
 
 
+def test_a_command_misspelt_is_answered_with_the_nearest(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "strems") == 2
+    assert "Did you mean 'streams'?" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("error", "code"),
     [

@@ -145,6 +145,11 @@ def test_a_value_out_of_bounds_is_refused_by_name(name: str, value: object, work
     assert "\n" not in str(raised.value)
 
 
+def test_a_refusal_lists_what_the_setting_may_be() -> None:
+    with pytest.raises(ConfigurationError, match=r"flag log_level = 'loud': it is one of debug, info, warning, error$"):
+        load(environment={}, flags={"log_level": "loud"})
+
+
 def test_a_least_delay_above_the_most_is_refused() -> None:
     with pytest.raises(ConfigurationError, match=r"^retry_delay_s_min = 6\.0 is above"):
         load(environment={}, flags={"retry_delay_s_min": "6"})

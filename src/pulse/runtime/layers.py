@@ -17,7 +17,7 @@ import errno
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -29,6 +29,8 @@ ENVIRONMENT_PREFIX = "PULSE_"
 ENVIRONMENT_BY_OWN_NAME = {"NATS_URL": "nats_url", "DATABASE_URL": "database_url"}
 CONFIG_VARIABLE = "PULSE_CONFIG"
 INSTANCE_FILE = "instance.toml"
+CHOICES = {name: get_args(kind) for name, kind in get_type_hints(Settings).items() if get_origin(kind) is Literal}
+"""What a setting may be, of those that are no more than a few words or numbers."""
 
 
 class Given(NamedTuple):
@@ -113,4 +115,6 @@ def _check(given: Given) -> None:
     except msgspec.ValidationError as error:
         text = shown(given.name, given.value if isinstance(given.value, str) else repr(given.value))
         why = str(error).partition(" - at ")[0]
+        if given.name in CHOICES:
+            why = "it is one of " + ", ".join(map(str, CHOICES[given.name]))
         raise ConfigurationError(f"{given.where} = {text!r}: {why}") from error
