@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from random import Random
 from typing import Any
 
 import pytest
@@ -12,21 +13,25 @@ from msgspec import UNSET
 
 from pulse.domain.errors import LimitExceeded, Reason, Refusal
 from pulse.domain.shadow import (
+    Change,
     Section,
     Sections,
     Shadow,
     ShadowBounds,
+    ShadowKey,
     Update,
     VersionConflict,
     apply,
     delete,
     delta,
     depth,
+    later_than,
     merge_patch,
     read_update,
     same,
 )
 
+KEY = ShadowKey("acme", "d-1")
 BOUNDS = ShadowBounds(shadow_bytes_max=8192, shadow_depth_max=8)
 
 names = st.sampled_from(["a", "b", "c", "d"])
@@ -150,6 +155,39 @@ def test_only_what_a_patch_names_gets_a_new_time() -> None:
     first = apply(Shadow(), read_update(b'{"state":{"reported":{"a":1,"b":{"c":2,"d":3}}}}'), at_ms=1, bounds=BOUNDS)
     second = apply(first, read_update(b'{"state":{"reported":{"b":{"c":2}}}}'), at_ms=2, bounds=BOUNDS)
     assert second.reported.times == {"a": 1, "b": {"c": 2, "d": 1}}
+
+
+@given(st.lists(st.tuples(patches, patches), min_size=1, max_size=7), st.randoms())
+def test_messages_that_come_late_are_taken_in_as_if_in_time(steps: list[tuple[Any, Any]], random: Random) -> None:
+    """Whatever order they come in, the states and the times are those of the order of their positions."""
+    messages = [(position, Update(Sections(*sections))) for position, sections in enumerate(steps, start=1)]
+    messages = [(position, update) for position, update in messages if update.patch]
+    in_order = Shadow()
+    for position, update in messages:
+        in_order = apply(in_order, update, at_ms=position, bounds=BOUNDS, position=position)
+    random.shuffle(messages)
+    shadow, log = Shadow(), list[Change]()
+    for position, update in messages:
+        later = later_than(position, log)
+        assert later is not None
+        behind = shadow.position
+        shadow = apply(shadow, update, at_ms=position, bounds=BOUNDS, position=position, later=later)
+        log.append(Change(KEY, shadow.version, position, "device", update.patch, position, behind))
+    assert (shadow.desired, shadow.reported) == (in_order.desired, in_order.reported)
+    assert (shadow.version, shadow.position) == (in_order.version, in_order.position)
+
+
+def test_what_came_before_the_log_begins_cannot_be_put_in_its_place() -> None:
+    def made(version: int, position: int, behind: int) -> Change:
+        return Change(KEY, version, version, "device", {"reported": {"a": version}}, position, behind)
+
+    third, fourth, by_key, fifth = made(3, 50, 30), made(4, 40, 50), made(5, 0, 50), made(6, 60, 50)
+    log = [third, fourth, by_key, fifth]
+    assert later_than(29, log) is None
+    assert later_than(31, log) == [fourth, third, by_key, fifth]
+    assert later_than(45, log) == [third, by_key, fifth]
+    assert later_than(55, log) == [fifth]
+    assert later_than(61, log) == []
 
 
 def test_an_update_for_another_version_is_refused_with_the_one_there_is() -> None:

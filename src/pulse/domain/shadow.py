@@ -36,6 +36,14 @@ class ShadowBounds(msgspec.Struct, frozen=True, kw_only=True):
     shadow_depth_max: int
 
 
+class ShadowKey(msgspec.Struct, frozen=True, order=True):
+    """Which shadow of which device; the unnamed one has an empty name."""
+
+    tenant_id: str
+    device_id: str
+    name: str = ""
+
+
 class Sections(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The patches of an update; None empties a section."""
 
@@ -50,6 +58,12 @@ class Update(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="ca
     version: Annotated[int, Meta(ge=0, le=INTEGER_MAX)] | UnsetType = UNSET
     client_token: Annotated[str, Meta(min_length=1, max_length=64)] | UnsetType = UNSET
 
+    @property
+    def patch(self) -> Object:
+        """The sections that are asked for."""
+        sections = {"desired": self.state.desired, "reported": self.state.reported}
+        return {name: patch for name, patch in sections.items() if patch is not UNSET}
+
 
 class Section(msgspec.Struct, frozen=True):
     """Half of a shadow; `times` mirrors `state`."""
@@ -59,18 +73,38 @@ class Section(msgspec.Struct, frozen=True):
 
 
 class Shadow(msgspec.Struct, frozen=True):
-    """One shadow; version 0 is one that never was. `updated_ms` is when it became what it is."""
+    """One shadow; version 0 is one that never was. `updated_ms` is when it became what it is.
+
+    `position` is that of the last message of its device that it has taken in, 0 where there was none.
+    """
 
     desired: Section = Section()
     reported: Section = Section()
     version: int = 0
     updated_ms: int = 0
     exists: bool = False
+    position: int = 0
 
     @property
     def delta(self) -> Object:
         """What the device has yet to do: desired less reported."""
         return delta(self.desired.state, self.reported.state)
+
+
+class Change(msgspec.Struct, frozen=True):
+    """What made a version of a shadow: who (`device`, or whose API key) asked for it, and for what.
+
+    `patch` is the sections as they were asked for, None where the shadow was deleted; `position` is that of the
+    device's message, 0 where it was not a device; `behind` is the shadow's position before.
+    """
+
+    key: ShadowKey
+    version: int
+    at_ms: int
+    who: str
+    patch: Object | None
+    position: int = 0
+    behind: int = 0
 
 
 class VersionConflict(Refusal):
@@ -87,24 +121,54 @@ _encoder = msgspec.json.Encoder()
 
 def read_update(payload: bytes | msgspec.Raw) -> Update:
     """An update from its JSON; Refusal with the path or position of what is at fault."""
-    update = read_json(_decoder, payload)
-    if update.state.desired is UNSET and update.state.reported is UNSET:
+    return check_update(read_json(_decoder, payload))
+
+
+def check_update(update: Update) -> Update:
+    """`update`, if it says anything and all that it says can be stored; else Refusal with the path."""
+    if not update.patch:
         raise Refusal(Reason.INVALID_PAYLOAD, "names neither desired nor reported", field="state")
-    for name in ("desired", "reported"):
-        _check_values(getattr(update.state, name), f"state.{name}")
+    for name, patch in update.patch.items():
+        _check_values(patch, f"state.{name}")
     return update
 
 
-def apply(shadow: Shadow, update: Update, *, at_ms: int, bounds: ShadowBounds) -> Shadow:
-    """The shadow after `update`. Raises VersionConflict, and LimitExceeded where a section would outgrow `bounds`."""
+def apply(
+    shadow: Shadow,
+    update: Update,
+    *,
+    at_ms: int,
+    bounds: ShadowBounds,
+    position: int = 0,
+    later: Sequence[Change] = (),
+) -> Shadow:
+    """The shadow after `update`. Raises VersionConflict, and LimitExceeded where a section would outgrow `bounds`.
+
+    A message that was delivered late is taken in as if it had come in time: `later` are the changes that should have
+    come after it, which are made once more, as a patch may be. Only its version is that of its coming.
+    """
     if update.version is not UNSET and update.version != shadow.version:
         raise VersionConflict(shadow.version)
-    desired = _patched(shadow.desired, update.state.desired, at_ms)
-    reported = _patched(shadow.reported, update.state.reported, at_ms)
-    for name, before, after in (("desired", shadow.desired, desired), ("reported", shadow.reported, reported)):
-        if after is not before:
-            _check_bounds(after.state, bounds, f"state.{name}")
-    return Shadow(desired, reported, shadow.version + 1, at_ms, exists=True)
+    after = _made(shadow, update.patch, at_ms)
+    for change in later:
+        after = _made(after, change.patch, change.at_ms)
+    for name, section in (("desired", after.desired), ("reported", after.reported)):
+        _check_bounds(section.state, bounds, f"state.{name}")
+    return msgspec.structs.replace(
+        after, version=shadow.version + 1, updated_ms=at_ms, position=max(position, shadow.position)
+    )
+
+
+def later_than(position: int, log: Sequence[Change]) -> Sequence[Change] | None:
+    """The changes that should have come after the message at `position`, in the order in which they should have come.
+
+    `log` is the last changes, oldest first; None where one that is no longer among them should have come after, too.
+    What was not a device's came when it came: after all that the shadow had taken in.
+    """
+    if log and log[0].behind > position:
+        return None
+    placed = [(change.position or change.behind, change.position == 0, change.version, change) for change in log]
+    return [change for place, _, _, change in sorted(placed, key=lambda each: each[:3]) if place > position]
 
 
 def delete(shadow: Shadow, *, at_ms: int, version: int | None = None) -> Shadow:
@@ -113,7 +177,7 @@ def delete(shadow: Shadow, *, at_ms: int, version: int | None = None) -> Shadow:
         raise Refusal(Reason.NOT_FOUND, "there is no such shadow")
     if version is not None and version != shadow.version:
         raise VersionConflict(shadow.version)
-    return Shadow(version=shadow.version + 1, updated_ms=at_ms, exists=False)
+    return Shadow(version=shadow.version + 1, updated_ms=at_ms, exists=False, position=shadow.position)
 
 
 def delta(desired: Object, reported: Object) -> Object:
@@ -157,11 +221,18 @@ def same(left: Json, right: Json) -> bool:
     return isinstance(left, bool) == isinstance(right, bool) and left == right
 
 
-def _patched(section: Section, patch: Mapping[str, Any] | UnsetType | None, at_ms: int) -> Section:
-    if isinstance(patch, UnsetType):
-        return section
+def _made(shadow: Shadow, patch: Object | None, at_ms: int) -> Shadow:
+    """`shadow` with the sections that `patch` names patched; None deletes it."""
+    if patch is None:
+        return msgspec.structs.replace(shadow, desired=Section(), reported=Section(), exists=False)
+    sections: dict[str, Section] = {name: _patched(getattr(shadow, name), patch[name], at_ms) for name in patch}
+    return msgspec.structs.replace(shadow, **sections, exists=True)
+
+
+def _patched(section: Section, patch: Json, at_ms: int) -> Section:
     if patch is None:
         return Section()
+    assert isinstance(patch, Mapping)
     state = merge_patch(section.state, patch)
     assert isinstance(state, Mapping)
     return Section(state, _stamped(section.times, patch, at_ms))
@@ -181,7 +252,7 @@ def _stamped(times: Times, patch: Object, at_ms: int) -> Times:
     return stamped
 
 
-def _check_values(value: Json | UnsetType, path: str) -> None:
+def _check_values(value: Json, path: str) -> None:
     """Refuse what PostgreSQL's jsonb, or a device's JSON, cannot hold; the depth is the decoder's to bound."""
     if isinstance(value, str) and "\x00" in value:
         raise Refusal(Reason.INVALID_PAYLOAD, "U+0000 cannot be stored", field=path)
