@@ -3,7 +3,7 @@
     .venv/bin/python bench/gateway.py [--json] [--rounds 3] [--seconds 3] [--connections 64,256] [--rows 100]
 
     pulse   `pulse serve gateway` on a nats-server with sync_interval: always
-    app     the same ASGI application on the same server, its messages answered at once: what HTTP alone costs
+    app     the same application on the same server, its messages answered at once: what HTTP alone costs
 
 The load comes from wrk (apt-get install wrk), on the same machine as all else. The two take turns within every round,
 so that whatever else the machine does falls on both; the table shows medians, least and most. Each device sends one
@@ -47,14 +47,14 @@ from pulse.adapters.nats.provisioner import Provisioner
 from pulse.adapters.nats.registry import RegistryBucket
 from pulse.adapters.nats.streams import stream_state
 from pulse.api.bodies import BodyBounds
-from pulse.api.device import DeviceApi
+from pulse.api.device import SINGLE, DeviceApi
 from pulse.domain.identity import Device, Tenant, TokenDigest, digest
 from pulse.domain.limits import Rate, RateLimits
-from pulse.domain.receipt import Receipt
-from pulse.domain.registry import Complete, Put, Reading, Record, record_key
+from pulse.domain.receipt import Receipt, Waiting
+from pulse.domain.registry import Change, Complete, Put, Reading, Record, record_key
 from pulse.domain.telemetry import Bounds, PayloadDecoder
 from pulse.runtime.health import health_app
-from pulse.runtime.http import UvicornService
+from pulse.runtime.http import Direct, UvicornService
 from pulse.runtime.lifecycle import stop_on_signals
 from pulse.runtime.metrics import GatewayMetrics
 from pulse.runtime.settings import Settings
@@ -123,6 +123,9 @@ class AtOnce:
         future.set_result(Receipt("TELEMETRY", next(self._seq)))
         return future
 
+    def send(self, subject: str, body: bytes, *, message_id: str, waiting: Waiting) -> None:
+        waiting.set_result(Receipt("TELEMETRY", next(self._seq)))
+
 
 def records() -> list[Record]:
     token = TokenDigest(digest(TOKEN))
@@ -134,7 +137,8 @@ async def serve_app(port: int) -> None:
     """The same application, without NATS."""
     settings = Settings()
     registry = DeviceRegistry()
-    for change in (Reading(from_scratch=True), *map(Put, records()), Complete()):
+    changes: list[Change] = [Reading(from_scratch=True), *map(Put, records()), Complete()]
+    for change in changes:
         registry.apply(change)
     metrics = CollectorRegistry()
     app = DeviceApi(
@@ -150,7 +154,9 @@ async def serve_app(port: int) -> None:
         other=health_app(checks=[], registry=metrics),
     )
     with stop_on_signals() as stop:
-        await UvicornService(name="app", app=app, host="127.0.0.1", port=port, setting="app").run(stop)
+        direct = Direct(SINGLE, app.direct)
+        service = UvicornService(name="app", app=app, direct=direct, host="127.0.0.1", port=port, setting="app")
+        await service.run(stop)
 
 
 async def prepare(url: str) -> None:

@@ -22,9 +22,10 @@ from prometheus_client import CollectorRegistry
 from conftest import NatsServerFactory
 from pulse.adapters.embedded import ports
 from pulse.adapters.embedded.nats_server import NatsServer
+from pulse.adapters.nats import publication
 from pulse.adapters.nats.committer import GroupCommitter
 from pulse.adapters.nats.connection import PulseClient, connect, connection
-from pulse.domain.errors import Outage, Overloaded, Reason, Refusal
+from pulse.domain.errors import Outage, Overloaded, Reason, Refusal, StreamFull
 from pulse.domain.receipt import Receipt
 from pulse.runtime.metrics import PublishMetrics
 from pulse.topology.declared import load
@@ -68,6 +69,18 @@ async def until(condition: Callable[[], Awaitable[bool]], *, limit_s: float = LI
     async with asyncio.timeout(limit_s):
         while not await condition():  # noqa: ASYNC110 - the condition is in another process
             await asyncio.sleep(0.02)
+
+
+async def freeze(server: NatsServer) -> None:
+    """SIGSTOP, and wait until it has reached every thread: on a busy machine one could still answer."""
+    assert server.pid is not None
+    psutil.Process(server.pid).send_signal(signal.SIGSTOP)
+
+    async def is_frozen() -> bool:
+        stats = [path.read_text() for path in Path(f"/proc/{server.pid}/task").glob("*/stat")]
+        return all(stat.rpartition(")")[2].split()[0] == "T" for stat in stats)
+
+    await until(is_frozen)
 
 
 @pytest.fixture
@@ -390,8 +403,7 @@ async def test_beyond_its_bounds_a_publish_is_refused_at_once_and_memory_stays_f
     async with connection(nats.url, name="test") as client:
         await make_stream(client)
         async with committing(client, pending_max=2000, timeout_s=2.0, attempt_timeout_s=0.5) as committer:
-            assert nats.pid is not None
-            psutil.Process(nats.pid).send_signal(signal.SIGSTOP)
+            await freeze(nats)
             waiting = [committer.submit(SUBJECT, bytes(200), message_id=f"m{number}") for number in range(2000)]
             before = psutil.Process().memory_info().rss
             refused = 0
@@ -445,8 +457,7 @@ async def test_a_server_that_comes_back_with_a_smaller_max_payload_is_not_sent_w
     async with connection(first.url, name="test") as client:
         await make_stream(client)
         async with committing(client, attempt_timeout_s=2 * LIMIT_S) as committer:
-            assert first.pid is not None
-            psutil.Process(first.pid).send_signal(signal.SIGSTOP)
+            await freeze(first)
             publishing = asyncio.gather(
                 *(outcome(committer, f"m{number}", bytes(200_000 if number == 3 else 10)) for number in range(6))
             )
@@ -535,7 +546,7 @@ async def test_a_full_stream_fails_its_callers_at_once(client: PulseClient) -> N
         await publish_all(committer, [f"m{number}" for number in range(150)])
         async with asyncio.timeout(5.0):
             failed = await asyncio.gather(*(outcome(committer, f"n{number}") for number in range(100)))
-    assert {type(one) for one in failed} == {Outage}
+    assert {type(one) for one in failed} == {StreamFull}
     assert all("is full" in str(one) for one in failed)
     assert await messages_in(client) == 150
 
@@ -592,11 +603,11 @@ async def test_close_gives_up_what_cannot_be_answered_within_its_limit(nats: Nat
     async with connection(nats.url, name="test") as client:
         await make_stream(client)
         async with committing(client, drain_s_max=0.3) as committer:
-            assert nats.pid is not None
-            psutil.Process(nats.pid).send_signal(signal.SIGSTOP)
+            await freeze(nats)
             future = committer.submit(SUBJECT, b"x", message_id="m")
-        assert isinstance(future.exception(), Outage)
+        assert nats.pid is not None
         psutil.Process(nats.pid).send_signal(signal.SIGCONT)
+        assert isinstance(future.exception(), Outage)
 
 
 async def test_run_serves_until_it_is_told_to_stop(client: PulseClient) -> None:
@@ -613,6 +624,79 @@ async def test_run_serves_until_it_is_told_to_stop(client: PulseClient) -> None:
     await until(is_open)
     stop.set()
     await running
+
+
+async def test_a_bug_in_what_an_answer_means_ends_it_and_is_not_swallowed_by_nats_py(
+    client: PulseClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("a bug")
+
+    await make_stream(client)
+    committer = GroupCommitter(client, streams={"telemetry": "TELEMETRY"})
+    monkeypatch.setattr(committer, "_execute", broken)
+    running = asyncio.create_task(committer.run(asyncio.Event()))
+
+    async def is_open() -> bool:
+        with contextlib.suppress(Outage):
+            waiting.append(committer.submit(SUBJECT, b"x", message_id="m"))
+        return bool(waiting)
+
+    waiting: list[asyncio.Future[Receipt]] = []
+    await until(is_open)
+    with pytest.raises(RuntimeError, match="a bug"):
+        async with asyncio.timeout(LIMIT_S):
+            await running
+    assert isinstance(waiting[0].exception(), Outage)
+
+
+class Teller:
+    """Waits for a receipt, and notes that it was told inside of what brought it."""
+
+    def __init__(self) -> None:
+        self.told: list[Receipt | Refusal | Outage] = []
+        self.gone = False
+        self.all = asyncio.Event()
+
+    def done(self) -> bool:
+        return self.gone
+
+    def set_result(self, receipt: Receipt, /) -> None:
+        self.told.append(receipt)
+        self.all.set()
+
+    def set_exception(self, error: Refusal | Outage, /) -> None:
+        self.told.append(error)
+        self.all.set()
+
+
+async def test_whoever_waits_without_a_future_is_told_once_and_not_at_all_when_gone(client: PulseClient) -> None:
+    await make_stream(client)
+    async with committing(client) as committer:
+        first, follower, gone = Teller(), Teller(), Teller()
+        for waiting, message_id in ((first, "m"), (follower, "m"), (gone, "other")):
+            committer.send(SUBJECT, b"x", message_id=message_id, waiting=waiting)
+        gone.gone = True
+        await committer.publish(SUBJECT, b"x", message_id="last")
+        await asyncio.gather(first.all.wait(), follower.all.wait())
+    assert first.told == [Receipt("TELEMETRY", 1)]
+    assert follower.told == [Receipt("TELEMETRY", 1, duplicate=True)]
+    assert gone.told == []
+
+
+async def test_subjects_that_were_checked_are_remembered_within_a_bound(
+    client: PulseClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publication, "SUBJECTS_KNOWN_MAX", 3)
+    await make_stream(client)
+    async with committing(client) as committer:
+        for number in range(10):
+            await committer.publish(f"telemetry.t{number}", b"x", message_id=f"m{number}")
+            assert len(committer._subjects) <= 3
+        for subject in ("telemetry.a b", "telemetry.*", "elsewhere.a"):
+            for _ in range(2):
+                with pytest.raises(Refusal):
+                    committer.submit(subject, b"x", message_id="m")
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nats.aio.client import Client
 from nats.aio.msg import Msg
+from nats.aio.transport import TcpTransport
 from nats.errors import ProtocolError
 from nats.protocol.parser import Parser
 
@@ -208,6 +209,19 @@ async def test_what_is_written_at_once_arrives_and_is_counted(client: PulseClien
     assert client.pending_data_size == 0
 
 
+async def test_what_is_written_while_nothing_waits_goes_past_the_flusher(client: PulseClient) -> None:
+    got: list[Frame] = []
+    await subscribe(client, "a", got.extend)
+    await client.flush()
+    for number in range(10):
+        write(client, b"PUB a 1\r\n%d\r\n" % number, messages=1)
+        assert (client._pending, client.pending_data_size) == ([], 0)
+    await client.publish("a", b"x")
+    write(client, b"PUB a 1\r\ny\r\n", messages=1)
+    await until(lambda: len(got) == 12)
+    assert b"".join(frame[3] for frame in got) == b"0123456789xy"
+
+
 def test_nats_py_is_the_one_whose_inside_is_known() -> None:
     """Each of these is relied upon: with another version, read its parser, `subscribe` and flusher again."""
     assert importlib.metadata.version("nats-py") == "2.16.0"
@@ -220,6 +234,7 @@ def test_nats_py_is_the_one_whose_inside_is_known() -> None:
     flusher = inspect.getsource(Client._flusher)
     assert "self._flush_queue.get()" in flusher
     assert "self._transport.writelines(self._pending[:])" in flusher
+    assert "self._io_writer.write(payload)" in inspect.getsource(TcpTransport.write)
     assert "self._sid += 1" in inspect.getsource(Client.subscribe)
     assert ssl.HAS_TLSv1_3, "TLS is nats-py's: it ends below the parser"
 

@@ -1,26 +1,35 @@
 """UvicornService over real connections: its stop, its address, and the bounds on what a client may do.
 
-Run on uvloop, as the commands are.
+Run on uvloop, as the commands are; what concerns a request, on both ways: through ASGI, and past it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
+import re
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 import pytest
 from prometheus_client import CollectorRegistry
 
 from pulse.cli.context import as_async
 from pulse.domain.errors import ConfigurationError
-from pulse.runtime import http
+from pulse.runtime import http_bounds
 from pulse.runtime.health import Dependency, HealthServer
-from pulse.runtime.http import Application, Receive, Scope, Send, UvicornService
+from pulse.runtime.http import Application, Direct, Receive, Scope, Send, UvicornService
+from pulse.runtime.http_direct import Header, Respond
 
 LIMIT_S = 20.0
-GET = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"
+POST = b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n"
+
+
+@pytest.fixture(params=["asgi", "direct"])
+def way(request: pytest.FixtureRequest) -> str:
+    """How a POST to `/` that comes whole is answered."""
+    return str(request.param)
 
 
 class Answering:
@@ -31,8 +40,24 @@ class Answering:
         self.answer_now = asyncio.Event()
         self.answer_now.set()
         self.outcomes: list[str] = []
+        self.ways: set[str] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def direct(self, _match: re.Match[bytes], _headers: Sequence[Header], body: bytes, respond: Respond) -> None:
+        """The same without ASGI, by a task of its own: what JetStream's answer is in the gateway."""
+        task = asyncio.ensure_future(self._respond(body, respond))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _respond(self, body: bytes, respond: Respond) -> None:
+        self.ways.add("direct")
+        self.arrived.set()
+        await self.answer_now.wait()
+        respond(200, [], str(len(body)).encode())
+        self.outcomes.append("answered")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.ways.add("asgi")
         self.arrived.set()
         body, more = b"", True
         while more:
@@ -53,8 +78,17 @@ class Answering:
         self.outcomes.append("answered")
 
 
-def service(app: Application, **bounds: float) -> UvicornService:
-    made = UvicornService(name="gateway", app=app, host="127.0.0.1", port=0, setting="gateway", **bounds)  # type: ignore[arg-type]
+def service(app: Application, way: str = "asgi", **bounds: float) -> UvicornService:
+    direct = Direct(re.compile(rb"/"), app.direct) if way == "direct" and isinstance(app, Answering) else None
+    made = UvicornService(
+        name="gateway",
+        app=app,
+        direct=direct,
+        host="127.0.0.1",
+        port=0,
+        setting="gateway",
+        **bounds,  # type: ignore[arg-type]
+    )
     made.bind()
     return made
 
@@ -86,12 +120,14 @@ async def until_closed(reader: asyncio.StreamReader) -> bytes:
 
 
 @as_async
-async def test_a_request_is_answered_and_the_connection_kept() -> None:
-    server = service(Answering())
+async def test_a_request_is_answered_and_the_connection_kept(way: str) -> None:
+    app = Answering()
+    server = service(app, way)
     async with serving(server), connected(server) as (reader, writer):
         for size in (0, 5):
             writer.write(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % size + b"x" * size)
             head = await reader.readuntil(b"\r\n\r\n")
+            assert app.ways == {way}
             assert head.startswith(b"HTTP/1.1 200 OK\r\n")
             assert b"\r\ndate: " in head
             assert b"\r\nserver:" not in head
@@ -99,12 +135,12 @@ async def test_a_request_is_answered_and_the_connection_kept() -> None:
 
 
 @as_async
-async def test_told_to_stop_it_finishes_the_answer_under_way_and_accepts_no_more() -> None:
+async def test_told_to_stop_it_finishes_the_answer_under_way_and_accepts_no_more(way: str) -> None:
     app = Answering()
     app.answer_now.clear()
-    server = service(app)
+    server = service(app, way)
     async with serving(server) as stop, connected(server) as (reader, writer), connected(server) as (idle, _):
-        writer.write(GET)
+        writer.write(POST)
         await app.arrived.wait()
         stop.set()
         assert await until_closed(idle) == b""
@@ -118,16 +154,17 @@ async def test_told_to_stop_it_finishes_the_answer_under_way_and_accepts_no_more
 
 
 @as_async
-async def test_an_answer_that_does_not_come_in_time_is_cut_off_at_the_stop() -> None:
+async def test_an_answer_that_does_not_come_in_time_is_cut_off_at_the_stop(way: str) -> None:
     app = Answering()
     app.answer_now.clear()
-    server = service(app, shutdown_s_max=0.05)
+    server = service(app, way, shutdown_s_max=0.05)
     async with serving(server) as stop, connected(server) as (reader, writer):
-        writer.write(GET)
+        writer.write(POST)
         await app.arrived.wait()
         stop.set()
-        await until_closed(reader)
-    assert app.outcomes == ["cancelled"]
+        answer = await until_closed(reader)
+    assert b"200 OK" not in answer
+    assert app.outcomes == (["cancelled"] if way == "asgi" else [])
 
 
 @as_async
@@ -147,7 +184,7 @@ async def test_cancelled_it_leaves_the_port_free() -> None:
     again = UvicornService(name="again", app=Answering(), host="127.0.0.1", port=server.port, setting="gateway")
     again.bind()
     async with serving(again), connected(again) as (reader, writer):
-        writer.write(GET)
+        writer.write(POST)
         assert (await reader.readline()) == b"HTTP/1.1 200 OK\r\n"
 
 
@@ -180,10 +217,10 @@ SLOW: dict[str, tuple[bytes, bytes]] = {
 
 @pytest.mark.parametrize("case", SLOW)
 @as_async
-async def test_a_client_that_stops_sending_is_let_go(case: str) -> None:
+async def test_a_client_that_stops_sending_is_let_go(case: str, way: str) -> None:
     said, answer = SLOW[case]
     app = Answering()
-    server = service(app, request_s_max=0.05)
+    server = service(app, way, request_s_max=0.05)
     async with serving(server), connected(server) as (reader, writer):
         writer.write(said)
         assert (await until_closed(reader)).startswith(answer)
@@ -191,30 +228,30 @@ async def test_a_client_that_stops_sending_is_let_go(case: str) -> None:
 
 
 @as_async
-async def test_an_empty_line_after_an_answer_does_not_keep_the_connection_for_ever() -> None:
-    server = service(Answering(), request_s_max=0.05)
+async def test_an_empty_line_after_an_answer_does_not_keep_the_connection_for_ever(way: str) -> None:
+    server = service(Answering(), way, request_s_max=0.05)
     async with serving(server), connected(server) as (reader, writer):
-        writer.write(GET)
+        writer.write(POST)
         await reader.readuntil(b"\r\n\r\n0")
         writer.write(b"\r\n")
         assert await until_closed(reader) == b""
 
 
 @as_async
-async def test_a_refusal_never_takes_the_place_of_an_earlier_answer() -> None:
+async def test_a_refusal_never_takes_the_place_of_an_earlier_answer(way: str) -> None:
     app = Answering()
     app.answer_now.clear()
-    server = service(app, request_s_max=0.05)
+    server = service(app, way, request_s_max=0.05)
     async with serving(server), connected(server) as (reader, writer):
-        writer.write(GET + b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n123")
+        writer.write(POST + b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n123")
         assert await until_closed(reader) == b""
         app.answer_now.set()
 
 
 @as_async
-async def test_a_client_that_drips_is_let_go_all_the_same() -> None:
+async def test_a_client_that_drips_is_let_go_all_the_same(way: str) -> None:
     """Each byte that comes must not grant the request more time."""
-    server = service(Answering(), request_s_max=0.2)
+    server = service(Answering(), way, request_s_max=0.2)
     async with serving(server), connected(server) as (reader, writer):
 
         async def drip() -> None:
@@ -231,19 +268,19 @@ async def test_a_client_that_drips_is_let_go_all_the_same() -> None:
 
 
 @as_async
-async def test_an_idle_connection_outlives_the_time_for_a_request() -> None:
-    server = service(Answering(), request_s_max=0.05)
+async def test_an_idle_connection_outlives_the_time_for_a_request(way: str) -> None:
+    server = service(Answering(), way, request_s_max=0.05)
     async with serving(server), connected(server) as (reader, writer):
         for _ in range(2):
-            writer.write(GET)
+            writer.write(POST)
             await reader.readuntil(b"\r\n\r\n0")
             await asyncio.sleep(0.15)
         assert not reader.at_eof()
 
 
 @as_async
-async def test_headers_without_end_are_refused() -> None:
-    server = service(Answering())
+async def test_headers_without_end_are_refused(way: str) -> None:
+    server = service(Answering(), way)
     async with serving(server), connected(server) as (reader, writer):
         writer.write(b"GET / HTTP/1.1\r\n")
         with contextlib.suppress(ConnectionError):
@@ -256,7 +293,7 @@ async def test_headers_without_end_are_refused() -> None:
 
 @as_async
 async def test_trailers_without_end_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http, "REQUEST_BYTES_MAX", 100_000)
+    monkeypatch.setattr(http_bounds, "REQUEST_BYTES_MAX", 100_000)
     app = Answering()
     server = service(app)
     async with serving(server), connected(server) as (reader, writer):
@@ -271,22 +308,99 @@ async def test_trailers_without_end_are_refused(monkeypatch: pytest.MonkeyPatch)
 
 
 @as_async
-async def test_pipelined_requests_are_all_answered() -> None:
-    server = service(Answering())
+async def test_pipelined_requests_are_all_answered(way: str) -> None:
+    server = service(Answering(), way)
     async with serving(server), connected(server) as (reader, writer):
-        writer.write(GET * 3000 + GET[:20])
+        writer.write(POST * 3000 + POST[:20])
         for _ in range(3000):
             await reader.readuntil(b"\r\n\r\n0")
-        writer.write(GET[20:])
+        writer.write(POST[20:])
         await reader.readuntil(b"\r\n\r\n0")
 
 
 @as_async
-async def test_beyond_its_connections_it_says_503() -> None:
-    server = service(Answering(), connections_max=2)
+async def test_what_is_pipelined_is_answered_in_its_order(way: str) -> None:
+    """Also where only the first of a read goes past ASGI, and the others wait for it."""
+    app = Answering()
+    server = service(app, way)
+    request = b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n"
+    async with serving(server), connected(server) as (reader, writer):
+        for _ in range(20):
+            writer.write(b"".join(request % size + bytes(size) for size in range(7)))
+            for size in range(7):
+                await reader.readuntil(b"\r\n\r\n")
+                assert await reader.readexactly(1) == str(size).encode()
+    assert app.ways == {way, "asgi"}
+
+
+@as_async
+async def test_told_to_stop_it_finishes_what_is_pipelined_too(way: str) -> None:
+    app = Answering()
+    app.answer_now.clear()
+    server = service(app, way)
+    async with serving(server) as stop, connected(server) as (reader, writer):
+        writer.write(POST * 3)
+        await app.arrived.wait()
+        stop.set()
+        await asyncio.sleep(0)
+        app.answer_now.set()
+        answers = await until_closed(reader)
+    assert answers.count(b"HTTP/1.1 200 OK\r\n") == 3
+    assert answers.count(b"connection: close") == 1
+
+
+@as_async
+async def test_a_client_that_is_gone_before_its_answer_harms_nobody(way: str) -> None:
+    app = Answering()
+    app.answer_now.clear()
+    server = service(app, way)
+    async with serving(server):
+        async with connected(server) as (_, writer):
+            writer.write(POST)
+            await app.arrived.wait()
+        async with connected(server) as (reader, writer):
+            app.answer_now.set()
+            writer.write(POST)
+            assert await reader.readline() == b"HTTP/1.1 200 OK\r\n"
+            await reader.readuntil(b"\r\n\r\n0")
+    assert app.outcomes == ["answered", "answered"]
+
+
+@as_async
+async def test_a_client_that_closes_its_half_is_taken_for_gone(way: str) -> None:
+    """As uvicorn does; what it sent before is worked on all the same."""
+    app = Answering()
+    app.answer_now.clear()
+    server = service(app, way)
+    async with serving(server), connected(server) as (reader, writer):
+        writer.write(POST)
+        await app.arrived.wait()
+        writer.write_eof()
+        assert await until_closed(reader) == b""
+        app.answer_now.set()
+    assert app.outcomes == ["answered"]
+
+
+@as_async
+async def test_what_is_idle_for_too_long_is_closed(way: str) -> None:
+    server = service(Answering(), way, keep_alive_s=0)
+    async with serving(server), connected(server) as (reader, writer):
+        writer.write(POST)
+        answer = await until_closed(reader)
+    assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert b"connection: close" not in answer
+
+
+@as_async
+async def test_beyond_its_connections_it_says_503(way: str) -> None:
+    server = service(Answering(), way, connections_max=1)
     async with serving(server), connected(server), connected(server) as (reader, writer):
-        writer.write(GET)
-        assert await reader.readline() == b"HTTP/1.1 503 Service Unavailable\r\n"
+        writer.write(POST)
+        head, _, body = (await until_closed(reader)).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
+    assert b"\r\ncontent-type: application/problem+json\r\n" in head
+    assert b"\r\nretry-after: 1\r\n" in head
+    assert json.loads(body)["status"] == 503
 
 
 @as_async

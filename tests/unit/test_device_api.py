@@ -7,7 +7,8 @@ import gzip
 import json
 import tracemalloc
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any
 from urllib.parse import quote
 
@@ -18,13 +19,20 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import generate_latest
 
-from edge import BATCH, NO_LIMITS, PATH, PAYLOAD, TOKEN, Answer, Publisher, Registry, ask, make_app
+from edge import BATCH, NO_LIMITS, PATH, PAYLOAD, TOKEN, Answer, Publisher, Registry, ask, make_app, past_asgi
 from pulse.api.bodies import MEMBERS_MAX
 from pulse.api.headers import read_headers
 from pulse.domain.errors import Outage, Overloaded, Refusal
 from pulse.domain.limits import Rate, RateLimits
 
 Row = dict[str, Any]
+
+
+@pytest.fixture(scope="module", params=["through ASGI", "past ASGI"], autouse=True)
+def way(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Every test here is of both ways; what may not go past ASGI goes through it all the same."""
+    with past_asgi() if request.param == "past ASGI" else nullcontext():
+        yield
 
 
 def zstd(data: bytes, *, sized: bool = True) -> bytes:

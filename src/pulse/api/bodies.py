@@ -56,16 +56,21 @@ class BodyReader:
         `length` and `encoding` are the headers Content-Length and Content-Encoding. Raises LimitExceeded, Refusal for
         a coding that is unknown or broken, Overloaded, ClientGone.
         """
-        inflate = _coding(encoding)
-        if length is not None and int(length) > bytes_max:
-            raise _too_large(bytes_max, limit)
+        inflate = _inflate_for(encoding, length, bytes_max, limit)
         event = await receive()
         if event["type"] == "http.disconnect":
             raise ClientGone
         body: bytes = event.get("body", b"")
         if event.get("more_body", False):
             body = await self._rest(receive, body, bytes_max, limit)
-        elif len(body) > bytes_max:
+        return self._content(body, inflate, bytes_max, limit)
+
+    def whole(self, body: bytes, *, bytes_max: int, limit: str, length: bytes | None, encoding: bytes | None) -> bytes:
+        """What `read` returns or raises where `body` has arrived whole."""
+        return self._content(body, _inflate_for(encoding, length, bytes_max, limit), bytes_max, limit)
+
+    def _content(self, body: bytes, inflate: Inflate | None, bytes_max: int, limit: str) -> bytes:
+        if len(body) > bytes_max:
             raise _too_large(bytes_max, limit)
         self._received(len(body))
         return body if inflate is None else inflate(body, bytes_max, limit)
@@ -92,6 +97,14 @@ class BodyReader:
 
 
 Inflate = Callable[[bytes, int, str], bytes]
+
+
+def _inflate_for(encoding: bytes | None, length: bytes | None, bytes_max: int, limit: str) -> Inflate | None:
+    """How to undo the content coding of a body whose headers may be refused already."""
+    inflate = _coding(encoding)
+    if length is not None and int(length) > bytes_max:
+        raise _too_large(bytes_max, limit)
+    return inflate
 
 
 def _coding(encoding: bytes | None) -> Inflate | None:

@@ -11,8 +11,9 @@ Source: ASGI 3.0 HTTP specification.
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
@@ -22,9 +23,9 @@ import structlog
 from pulse.api.batch import JSON, NDJSON, BatchApi
 from pulse.api.bodies import BodyBounds, BodyReader, ClientGone
 from pulse.api.headers import IDEMPOTENCY_KEY, Headers, read_headers
-from pulse.api.problem import Answer, answer_to, problem, problem_of
+from pulse.api.problem import OVERLOADED, Answer, Header, answer_to, problem, problem_of, retry_after
 from pulse.domain.errors import Outage, Refusal
-from pulse.domain.identity import check_device_id, check_tenant_id
+from pulse.domain.identity import ID_PATTERN, check_device_id, check_tenant_id
 from pulse.domain.receipt import Receipt
 from pulse.domain.subjects import MessageType
 from pulse.services.gateway import Gateway, GatewayMetrics, retry_id_of_key
@@ -34,12 +35,18 @@ Event = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Event]]
 Send = Callable[[Event], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
+Respond = Callable[[int, Sequence[Header], bytes], None]
 
 log = structlog.get_logger()
 
 INGEST = "/ingest/"
 TENANT, DEVICE, BATCH_PATH = b"/ingest/v1/tenant/", b"/device/", b"/ingest/v1/batch"
-MESSAGE_TYPES = {kind.value.encode(): kind for kind in MessageType}
+MESSAGE_TYPES = {kind.value: kind for kind in MessageType}
+SINGLE = re.compile(
+    rb"/ingest/v1/tenant/(%b)/device/(%b)/(%b)"
+    % (ID_PATTERN.encode(), ID_PATTERN.encode(), "|".join(MESSAGE_TYPES).encode())
+)
+"""The target of a single message as nearly all devices write it: nothing escaped, no query, ids that are ids."""
 OTHER = "other"
 """The kind of a request that is none of ours."""
 WHERE = "POST /ingest/v1/tenant/{tenant_id}/device/{device_id}/{telemetry|heartbeat}, or /ingest/v1/batch"
@@ -80,27 +87,73 @@ class DeviceApi:
         if scope["type"] != "http" or not scope["path"].startswith(INGEST):
             await self._other(scope, receive, send)
             return
-        started = time.perf_counter()
         target = find_target(scope["raw_path"])
-        self._pending += 1
-        self._metrics.pending(self._pending)
+        kind = OTHER if target is None else target.kind
+        started = self._begin()
         try:
-            status, headers, body = await self._answer(target, scope, receive)
+            answer = await self._answer(target, scope, receive)
         except (Refusal, Outage) as error:
-            if isinstance(error, Outage):
-                log.debug("refused for an outage", error=str(error))
-            self._metrics.refused(problem_of(error).reason)
-            status, headers, body = answer_to(error)
+            answer = self.refused(error)
         except ClientGone:
             return
         finally:
-            self._pending -= 1
-            self._metrics.pending(self._pending)
-        kind = OTHER if target is None else target.kind
-        self._metrics.answered(kind, status, time.perf_counter() - started)
-        headers.append((b"content-length", str(len(body)).encode()))
-        await send({"type": "http.response.start", "status": status, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
+            self.end()
+        self._metrics.answered(kind, answer[0], time.perf_counter() - started)
+        await _send(send, answer)
+
+    async def overloaded(self, _scope: Scope, _receive: Receive, send: Send) -> None:
+        """Answer a request on a connection more than may be open."""
+        self._metrics.refused(OVERLOADED)
+        self._metrics.answered(OTHER, 503, 0.0)
+        detail = "as many connections are open as gateway_connections_max allows; nothing was accepted"
+        close = (b"connection", b"close")
+        await _send(send, problem(503, detail, reason=OVERLOADED, headers=(retry_after(1.0), close)))
+
+    def direct(self, match: re.Match[bytes], headers: Sequence[Header], body: bytes, respond: Respond) -> None:
+        """Answer a POST that has arrived whole and whose target SINGLE matches, as `__call__` would.
+
+        `respond` is called once with status, headers but for Content-Length, and body; now or later.
+        """
+        tenant_id, device_id, kind = map(bytes.decode, match.groups())
+        waiting = _Waiting(self, self._metrics, kind, self._begin(), respond)
+        try:
+            found = read_headers(headers)
+            retry_id = self._admit(tenant_id, device_id, found)
+            payload = self._bodies.whole(
+                body,
+                bytes_max=self._bounds.body_bytes_max,
+                limit="body_bytes_max",
+                length=found.content_length,
+                encoding=found.content_encoding,
+            )
+            self._gateway.send(
+                tenant_id=tenant_id,
+                device_id=device_id,
+                message_type=MESSAGE_TYPES[kind],
+                payload=payload,
+                source="http",
+                retry_id=retry_id,
+                waiting=waiting,
+            )
+        except (Refusal, Outage) as error:
+            waiting.set_exception(error)
+
+    def _begin(self) -> float:
+        self._pending += 1
+        self._metrics.pending(self._pending)
+        return time.perf_counter()
+
+    def end(self) -> None:
+        """One request is no longer being answered."""
+        self._pending -= 1
+        self._metrics.pending(self._pending)
+
+    def refused(self, error: Refusal | Outage) -> Answer:
+        """The answer to a request that is at fault or came while a system is away."""
+        if isinstance(error, Outage):
+            log.debug("refused for an outage", error=str(error))
+        self._metrics.refused(problem_of(error).reason)
+        return answer_to(error)
 
     async def _answer(self, target: Target | None, scope: Scope, receive: Receive) -> Answer:
         if target is None:
@@ -115,11 +168,7 @@ class DeviceApi:
     async def _single(self, target: Target, message_type: MessageType, headers: Headers, receive: Receive) -> Answer:
         tenant_id = check_tenant_id(_decoded(target.tenant_id))
         device_id = check_device_id(_decoded(target.device_id))
-        self._gateway.authenticate(tenant_id, device_id, headers.token)
-        self._gateway.admit(tenant_id, device_id)
-        headers.check_media_type(JSON)
-        key = headers.idempotency_key
-        retry_id = None if key is None else retry_id_of_key(key, field=IDEMPOTENCY_KEY)
+        retry_id = self._admit(tenant_id, device_id, headers)
         payload = await self._bodies.read(
             receive,
             bytes_max=self._bounds.body_bytes_max,
@@ -135,9 +184,18 @@ class DeviceApi:
             source="http",
             retry_id=retry_id,
         )
-        return self._accepted(receipt)
+        return self.accepted(receipt)
 
-    def _accepted(self, receipt: Receipt) -> Answer:
+    def _admit(self, tenant_id: str, device_id: str, headers: Headers) -> str | None:
+        """Whether this device may send now, asked before its body is read; the message's `retry_id`."""
+        self._gateway.authenticate(tenant_id, device_id, headers.token)
+        self._gateway.admit(tenant_id, device_id)
+        headers.check_media_type(JSON)
+        key = headers.idempotency_key
+        return None if key is None else retry_id_of_key(key, field=IDEMPOTENCY_KEY)
+
+    def accepted(self, receipt: Receipt) -> Answer:
+        """The answer to a message that is on disk."""
         accepted = Accepted(
             stream=receipt.stream, seq=receipt.seq, durability=self._durability, duplicate=receipt.duplicate
         )
@@ -161,6 +219,34 @@ class DeviceApi:
         return answer
 
 
+class _Waiting:
+    """Answers on the direct way as soon as there is something to answer; a `domain.receipt.Waiting`."""
+
+    __slots__ = ("_api", "_kind", "_metrics", "_respond", "_started")
+
+    def __init__(self, api: DeviceApi, metrics: GatewayMetrics, kind: str, started: float, respond: Respond) -> None:
+        self._api = api
+        self._metrics = metrics
+        self._kind = kind
+        self._started = started
+        self._respond = respond
+
+    def done(self) -> bool:
+        """An answer that nobody waits for any more is not written; that is the connection's matter."""
+        return False
+
+    def set_result(self, receipt: Receipt, /) -> None:
+        self._answer(self._api.accepted(receipt))
+
+    def set_exception(self, error: Refusal | Outage, /) -> None:
+        self._answer(self._api.refused(error))
+
+    def _answer(self, answer: Answer) -> None:
+        self._api.end()
+        self._metrics.answered(self._kind, answer[0], time.perf_counter() - self._started)
+        self._respond(*answer)
+
+
 class Target(msgspec.Struct, frozen=True, gc=False):
     """What a path means; the ids are as they came, `message_type` is None for a batch."""
 
@@ -182,10 +268,17 @@ def find_target(path: bytes) -> Target | None:
         return BATCH if path == BATCH_PATH else None
     ids, _, kind = path[len(TENANT) :].rpartition(b"/")
     tenant_id, found, device_id = ids.partition(DEVICE)
-    message_type = MESSAGE_TYPES.get(kind)
+    message_type = MESSAGE_TYPES.get(kind.decode("latin-1"))
     if message_type is None or not found:
         return None
     return Target(message_type.value, message_type, tenant_id, device_id)
+
+
+async def _send(send: Send, answer: Answer) -> None:
+    status, headers, body = answer
+    length = (b"content-length", str(len(body)).encode())
+    await send({"type": "http.response.start", "status": status, "headers": [*headers, length]})
+    await send({"type": "http.response.body", "body": body})
 
 
 def _decoded(part: bytes) -> str:

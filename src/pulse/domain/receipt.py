@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import msgspec
+
+from pulse.domain.errors import Outage, Refusal
 
 
 class Receipt(msgspec.Struct, frozen=True, gc=False):
@@ -15,3 +19,19 @@ class Receipt(msgspec.Struct, frozen=True, gc=False):
     stream: str
     seq: int
     duplicate: bool = False
+
+
+class Waiting(Protocol):
+    """Who waits for the receipt of one message, or for the error instead; an `asyncio.Future[Receipt]` is one.
+
+    It is told once, inside of whatever brought the news: it must neither raise nor take long.
+    """
+
+    def done(self) -> bool:
+        """Whether it waits no longer."""
+
+    def set_result(self, receipt: Receipt, /) -> None:
+        """The message is on disk."""
+
+    def set_exception(self, error: Refusal | Outage, /) -> None:
+        """Nobody knows that it is."""

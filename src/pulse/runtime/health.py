@@ -24,6 +24,9 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_late
 from pulse.runtime.http import Application, Receive, Scope, Send, UvicornService
 
 HEALTH_PATHS = frozenset({"/livez", "/readyz", "/metrics"})
+PROBLEM = b"application/problem+json"
+_NOT_FOUND = b'{"status":404,"title":"Not Found","detail":"there is nothing at this path"}\n'
+_GET_ONLY = b'{"status":405,"title":"Method Not Allowed","detail":"only GET is allowed here"}\n'
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,9 +98,9 @@ def health_app(*, checks: Sequence[Check], registry: CollectorRegistry) -> Appli
     async def app(scope: Scope, _receive: Receive, send: Send) -> None:
         assert scope["type"] == "http"
         if scope["path"] not in HEALTH_PATHS:
-            await _answer(send, 404, b"text/plain; charset=utf-8", b"not found\n")
+            await _answer(send, 404, PROBLEM, _NOT_FOUND)
         elif scope["method"] not in {"GET", "HEAD"}:
-            await _answer(send, 405, b"text/plain; charset=utf-8", b"GET only\n", (b"allow", b"GET, HEAD"))
+            await _answer(send, 405, PROBLEM, _GET_ONLY, (b"allow", b"GET, HEAD"))
         elif scope["path"] == "/livez":
             await _answer(send, 200, b"application/json", b'{"status":"alive"}\n')
         elif scope["path"] == "/readyz":

@@ -1,8 +1,6 @@
 """uvicorn as one of our services: our signals, our socket, our bounds.
 
-uvicorn bounds neither the time nor the size of a request that is still on its way: httptools takes headers without end,
-and a connection that never sends a byte is never closed. `BoundedProtocol` adds both; how large a body may be is the
-application's to say, since it alone reads it.
+What a request may take to arrive is bounded in `http_bounds`; the way past ASGI is in `http_direct`.
 """
 
 from __future__ import annotations
@@ -12,41 +10,42 @@ import contextlib
 import errno
 import socket
 import time
-from asyncio.events import TimerHandle
-from collections.abc import Awaitable, Callable, Iterator, MutableMapping
-from typing import Any, TypeAlias
+from collections.abc import Iterator
 
 import structlog
 import uvicorn
 from uvicorn.config import Config
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
-from uvicorn.server import ServerState
 
 from pulse.domain.errors import ConfigurationError
+from pulse.runtime.http_bounds import BoundedProtocol
+from pulse.runtime.http_direct import Application, Direct, Receive, Scope, Send
+
+__all__ = ["Application", "Direct", "Receive", "Scope", "Send", "UvicornService"]
 
 log = structlog.get_logger()
 
-Scope: TypeAlias = MutableMapping[str, Any]
-Message: TypeAlias = MutableMapping[str, Any]
-Receive: TypeAlias = Callable[[], Awaitable[Message]]
-Send: TypeAlias = Callable[[Message], Awaitable[None]]
-Application: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
-
-HEADER_BYTES_MAX = 32 * 1024
-REQUEST_BYTES_MAX = 8 * 1024 * 1024
-"""Of one request, framing and trailers included; both are counted from its second read on."""
 CANCEL_S_MAX = 0.5
 BACKLOG = 2048
 """Connections that the kernel holds until they are accepted; Linux caps it at net.core.somaxconn."""
 
-_HEADERS_TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
-_TOO_LARGE = b"HTTP/1.1 413 Content Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
-_REQUEST_TIMEOUT = b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 _WHY_NOT_BOUND = {
     errno.EADDRINUSE: "is taken by another process",
     errno.EADDRNOTAVAIL: "is no address of this machine",
     errno.EACCES: "may not be opened by this user",
 }
+
+
+async def too_many_connections(_scope: Scope, _receive: Receive, send: Send) -> None:
+    """A 503 for whoever connects beyond what may; in RFC 9457's form, like all our errors."""
+    body = b'{"status":503,"title":"Service Unavailable","detail":"too many connections","reason":"overloaded"}'
+    headers = [
+        (b"content-type", b"application/problem+json"),
+        (b"content-length", str(len(body)).encode()),
+        (b"retry-after", b"1"),
+        (b"connection", b"close"),
+    ]
+    await send({"type": "http.response.start", "status": 503, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
 
 
 class UvicornService:
@@ -55,7 +54,8 @@ class UvicornService:
     `port` 0 lets the system choose; `port` tells which once bound. `setting` is the prefix of the two settings that
     name the address (`gateway` for `gateway_host` and `gateway_port`). Told to stop, it accepts no more, lets the
     answers under way finish for `shutdown_s_max`, then cancels them. A request that has not arrived whole within
-    `request_s_max` is answered 408; beyond `connections_max` connections every request is answered 503.
+    `request_s_max` is answered 408; beyond `connections_max` connections every request is answered by `overloaded`,
+    which is to be a 503. What `direct` matches need not come to `app`; it has to answer the same.
     """
 
     def __init__(
@@ -63,6 +63,8 @@ class UvicornService:
         *,
         name: str,
         app: Application,
+        direct: Direct | None = None,
+        overloaded: Application = too_many_connections,
         host: str,
         port: int,
         setting: str,
@@ -81,6 +83,10 @@ class UvicornService:
         class Protocol(BoundedProtocol):
             request_s = request_s_max
 
+        Protocol.connections_max = connections_max
+        Protocol.overloaded = staticmethod(overloaded)
+        Protocol.direct = direct
+
         self._config = Config(
             app,
             http=Protocol,
@@ -94,7 +100,6 @@ class UvicornService:
             proxy_headers=False,
             workers=1,
             backlog=BACKLOG,
-            limit_concurrency=connections_max,
             timeout_keep_alive=keep_alive_s,
         )
 
@@ -155,9 +160,13 @@ class _Server(uvicorn.Server):
         yield
 
     async def main_loop(self) -> None:
-        """Until told to stop, renew the `Date` header every second."""
+        """Until told to stop, renew the `Date` header every second and close what has been idle for too long."""
         while not self._stop.is_set():
             await self.on_tick(0)
+            idle_since = asyncio.get_running_loop().time() - self.config.timeout_keep_alive
+            for connection in list(self.server_state.connections):
+                if isinstance(connection, BoundedProtocol) and connection.idle_since < idle_since:
+                    connection.transport.close()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stop.wait(), 1.0)
 
@@ -187,92 +196,3 @@ class _Server(uvicorn.Server):
         """Stop listening."""
         for server in self.servers:
             server.close()
-
-
-class BoundedProtocol(HttpToolsProtocol):
-    """uvicorn's protocol, with an end to what a request may take to arrive.
-
-    A timer runs while the client owes us something: from the connection's first moment, and from the first part of
-    each request that did not come whole in one read. One that did, as nearly all do, costs no timer.
-    """
-
-    request_s: float = 30.0
-
-    def __init__(
-        self,
-        config: Config,
-        server_state: ServerState,
-        app_state: dict[str, Any],
-        _loop: asyncio.AbstractEventLoop | None = None,
-    ) -> None:
-        super().__init__(config, server_state, app_state, _loop)
-        self._deadline: TimerHandle | None = None
-        self._began = self._in_headers = self._in_request = False
-        self._more_bytes = 0
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """A connection has to begin to say something."""
-        super().connection_made(transport)
-        self._deadline = self.loop.call_later(self.request_s, self._too_late)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Nothing more to wait for."""
-        self._owes_nothing()
-        super().connection_lost(exc)
-
-    def data_received(self, data: bytes) -> None:
-        """Parse, then see whether the request has arrived whole."""
-        super().data_received(data)
-        if not self._in_request and self.cycle is not None and not self.cycle.response_complete:
-            self._owes_nothing()
-            return
-        if self.transport.is_closing():
-            return
-        if self._deadline is None:
-            self._deadline = self.loop.call_later(self.request_s, self._too_late)
-        if self._began:
-            self._began = False
-            self._more_bytes = 0
-            return
-        self._more_bytes += len(data)
-        if self._more_bytes > (HEADER_BYTES_MAX if self._in_headers else REQUEST_BYTES_MAX):
-            self._refuse(_HEADERS_TOO_LARGE if self._in_headers else _TOO_LARGE)
-
-    def on_message_begin(self) -> None:
-        """The first bytes of a request."""
-        self._began = self._in_request = self._in_headers = True
-        super().on_message_begin()
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """One header; a trailer, which may not be merged into the headers (RFC 9110, 6.5.1), is dropped."""
-        if self._in_headers:
-            super().on_header(name, value)
-
-    def on_headers_complete(self) -> None:
-        """All headers are here."""
-        self._in_headers = False
-        super().on_headers_complete()
-
-    def on_message_complete(self) -> None:
-        """The whole request is here."""
-        self._in_request = False
-        super().on_message_complete()
-
-    def _owes_nothing(self) -> None:
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
-
-    def _too_late(self) -> None:
-        self._deadline = None
-        self._refuse(_REQUEST_TIMEOUT)
-
-    def _refuse(self, answer: bytes) -> None:
-        """Close, with `answer` where a request has begun that nothing of an answer was sent to."""
-        if self.transport.is_closing():
-            return
-        answering = self.cycle is not None and not self.cycle.response_complete
-        unanswered = not answering if self._in_headers else answering and not self.cycle.response_started
-        if self._in_request and unanswered and not self.pipeline:
-            self.transport.write(answer)
-        self.transport.close()

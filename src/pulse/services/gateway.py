@@ -13,12 +13,12 @@ import re
 import secrets
 import time
 from collections.abc import Callable
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from pulse.domain.envelope import Source, wrap
 from pulse.domain.errors import Outage, Reason, Refusal
 from pulse.domain.limits import RateLimits
-from pulse.domain.receipt import Receipt
+from pulse.domain.receipt import Receipt, Waiting
 from pulse.domain.subjects import MessageType, subject_for
 from pulse.domain.telemetry import PayloadDecoder
 
@@ -30,6 +30,9 @@ class Publisher(Protocol):
 
     def submit(self, subject: str, body: bytes, *, message_id: str) -> asyncio.Future[Receipt]:
         """The future has a result once the message is on disk; raises, or has, Outage where that cannot be in time."""
+
+    def send(self, subject: str, body: bytes, *, message_id: str, waiting: Waiting) -> None:
+        """`submit`, but that it is `waiting` that gets the receipt or the Outage."""
 
 
 class Registry(Protocol):
@@ -60,6 +63,14 @@ class GatewayMetrics(Protocol):
 
     def refused(self, reason: str) -> None:
         """A message was not accepted, for a Reason or because a system is `unavailable` or `overloaded`."""
+
+
+class Prepared(NamedTuple):
+    """A message that was checked, as JetStream gets it."""
+
+    subject: str
+    body: bytes
+    message_id: str
 
 
 class Gateway:
@@ -117,6 +128,53 @@ class Gateway:
         `retry_id` is what a retry of this message has in common with it, among the device's own messages. Raises
         Refusal with the field at fault; where JetStream is away an Outage is raised, or becomes the future's.
         """
+        prepared = self.prepare(
+            tenant_id=tenant_id,
+            device_id=device_id,
+            message_type=message_type,
+            payload=payload,
+            source=source,
+            retry_id=retry_id,
+        )
+        return self._publisher.submit(prepared.subject, prepared.body, message_id=prepared.message_id)
+
+    def send(
+        self,
+        *,
+        tenant_id: str,
+        device_id: str,
+        message_type: MessageType,
+        payload: bytes,
+        source: Source,
+        retry_id: str | None,
+        waiting: Waiting,
+    ) -> None:
+        """`submit`, but that it is `waiting` that gets the receipt or the Outage, at once when it is there."""
+        subject, body, message_id = self.prepare(
+            tenant_id=tenant_id,
+            device_id=device_id,
+            message_type=message_type,
+            payload=payload,
+            source=source,
+            retry_id=retry_id,
+        )
+        self._publisher.send(subject, body, message_id=message_id, waiting=waiting)
+
+    def prepare(
+        self,
+        *,
+        tenant_id: str,
+        device_id: str,
+        message_type: MessageType,
+        payload: bytes,
+        source: Source,
+        retry_id: str | None = None,
+        delivery: str | None = None,
+    ) -> Prepared:
+        """What `submit` hands to JetStream, for an edge that may have to hand it over more than once.
+
+        `delivery` stands for how the message came; one that has no id of its own gets it from that and its bytes.
+        """
         received_ms = self._clock_ns() // 1_000_000
         seq: int | None = None
         if message_type is MessageType.TELEMETRY:
@@ -137,11 +195,16 @@ class Gateway:
         elif seq is not None:
             # A seq alone would not do: a device that counts from 0 after a restart would have its new readings taken
             # for old ones. A retry repeats the bytes as well as the number.
-            digest = hashlib.blake2b(payload, digest_size=8).hexdigest()
-            message_id = f"s/{seq}/{digest}/{tenant_id}/{device_id}"
+            message_id = f"s/{seq}/{_digest(payload)}/{tenant_id}/{device_id}"
+        elif delivery is not None:
+            message_id = f"{delivery}/{_digest(payload)}/{tenant_id}/{device_id}"
         else:
             message_id = f"{self._process_id}-{next(self._numbers):x}"
-        return self._publisher.submit(subject_for(message_type, tenant_id), body, message_id=message_id)
+        return Prepared(subject_for(message_type, tenant_id), body, message_id)
+
+
+def _digest(payload: bytes) -> str:
+    return hashlib.blake2b(payload, digest_size=8).hexdigest()
 
 
 def retry_id_of_key(key: str, *, field: str) -> str:

@@ -25,25 +25,23 @@ from typing import Protocol, Self
 
 import msgspec
 import structlog
-from nats.aio.msg import Msg
-from nats.aio.subscription import Subscription
 
 from pulse.adapters.nats.connection import PulseClient
 from pulse.adapters.nats.errors import IS_IT_RUNNING, SYSTEM
 from pulse.adapters.nats.flights import NO_PUBACK, NO_STREAM, Flight, Flights
-from pulse.adapters.nats.frames import write
-from pulse.adapters.nats.publication import Pending, Publication, batch_frames, check_names, plain_frame
-from pulse.domain.batching import Ack, Lane, Limits, Verdict, judge, sequences
-from pulse.domain.errors import Outage, Overloaded, Reason, Refusal
-from pulse.domain.receipt import Receipt
+from pulse.adapters.nats.frames import Frame, FrameSubscription, subscribe, write
+from pulse.adapters.nats.publication import Pending, Publication, Subjects, batch_frames, check_message_id, plain_frame
+from pulse.domain.batching import Ack, Lane, Limits, Verdict, judge
+from pulse.domain.errors import Outage, Overloaded, Reason, Refusal, StreamFull
+from pulse.domain.receipt import Receipt, Waiting
 
 log = structlog.get_logger()
 
 DEFAULT_LIMITS = Limits()
 TICK_S = 0.05
 """How often deadlines, lost answers and a new connection are looked for; no message waits for it on its way."""
-
-NO_RESPONDERS = "503"
+NO_RESPONDERS = b"NATS/1.0 503"
+"""How the headers of an answer begin that no stream gave. Source: NATS ADR-4, ADR-8 of nats-architecture-and-design."""
 
 
 class PublishMetrics(Protocol):
@@ -79,13 +77,14 @@ class GroupCommitter:
     ) -> None:
         self._client = client
         by_stream: dict[str, Lane[Publication]] = {stream: Lane(limits) for stream in streams.values()}
-        self._lanes = {token: by_stream[stream] for token, stream in streams.items()}
+        self._subjects = Subjects({token: by_stream[stream] for token, stream in streams.items()})
         self._streams = {lane: stream for stream, lane in by_stream.items()}
         self._metrics = metrics
         self._pending = Pending(messages_max=pending_max, bytes_max=pending_bytes_max)
         self._timeout_s = timeout_s
         self._drain_s_max = drain_s_max
         self._outage = partial(Outage, SYSTEM, retry_after_s=retry_after_s)
+        self._full = partial(StreamFull, SYSTEM, retry_after_s=retry_after_s)
         self._overloaded = partial(Overloaded, SYSTEM, retry_after_s=retry_after_s)
 
         self._flights = Flights(attempt_timeout_s=attempt_timeout_s)
@@ -93,10 +92,11 @@ class GroupCommitter:
         self._inbox = b""
         self._loop: asyncio.AbstractEventLoop
         """Kept: up to CPython 3.11 asking for the running loop is a system call, and a submit would ask twice."""
-        self._subscription: Subscription | None = None
+        self._subscription: FrameSubscription | None = None
         self._connection = 0
         self._accepting = False
         self._pump_is_due = False
+        self._bug: Exception | None = None
         self._stop = asyncio.Event()
         self._tasks = asyncio.TaskGroup()
         self._decode = msgspec.json.Decoder(Ack).decode
@@ -111,28 +111,32 @@ class GroupCommitter:
         return await self.submit(subject, body, message_id=message_id)
 
     def submit(self, subject: str, body: bytes, *, message_id: str) -> asyncio.Future[Receipt]:
-        """Like `publish`, without a coroutine: the future gets the receipt, or the error.
+        """Like `publish`, without a coroutine: the future gets the receipt, or the error; see `send`."""
+        if not self._accepting:
+            raise self._away()
+        future: asyncio.Future[Receipt] = self._loop.create_future()
+        self.send(subject, body, message_id=message_id, waiting=future)
+        return future
+
+    def send(self, subject: str, body: bytes, *, message_id: str, waiting: Waiting) -> None:
+        """Store `body` under `subject`, and tell `waiting` what became of it.
 
         Raises Refusal for a subject or id that NATS cannot carry and a message above the server's max_payload,
-        Overloaded where too much is pending, Outage where NATS is known to be away. The future gets an Outage where no
+        Overloaded where too much is pending, Outage where NATS is known to be away. `waiting` gets an Outage where no
         answer came in time or the stream is full. A publish under a pending id shares its answer, as a duplicate.
         """
         if not self._accepting or not self._client.is_connected:
             raise self._away()
         if self._pending.is_full:
             raise self._overloaded("too many messages wait for JetStream")
-        check_names(subject, message_id)
-        lane = self._lanes.get(subject.partition(".")[0])
-        if lane is None:
-            raise Refusal(Reason.INVALID_SUBJECT, f"no stream is known for {subject}", field="subject")
+        check_message_id(message_id)
+        lane, encoded = self._subjects.find(subject)
         deadline = self._loop.time() + self._timeout_s
-        future: asyncio.Future[Receipt] = self._loop.create_future()
-        message = Publication(subject.encode(), body, message_id.encode(), deadline, future)
+        message = Publication(encoded, body, message_id.encode(), deadline, waiting)
         if message.size > self._client.max_payload:
             raise _too_large()
         if self._pending.add(lane, message):
             self._pump_soon()
-        return future
 
     async def run(self, stop: asyncio.Event) -> None:
         """Serve until `stop` is set, then drain what is pending; what the drain's limit leaves gets an Outage."""
@@ -169,7 +173,7 @@ class GroupCommitter:
         if self._subscription is None:
             inbox = self._client.new_inbox()
             self._inbox = inbox.encode() + b"."
-            self._subscription = await self._client.subscribe(f"{inbox}.*", cb=self._on_reply)
+            self._subscription = await subscribe(self._client, f"{inbox}.*", self._on_replies)
             self._connection = self._client.stats["reconnects"]
             self._loop = asyncio.get_running_loop()
             self._accepting = True
@@ -206,18 +210,24 @@ class GroupCommitter:
         if frames:
             write(self._client, b"".join(frames), messages=len(frames))
 
-    async def _on_reply(self, reply: Msg) -> None:
-        flight = self._flights.land(int(reply.subject[len(self._inbox) :]))
-        if flight is None:
-            return
-        if flight.lane.is_full:
-            self._pump()  # before its callers wake up, so that the server has work while they do
+    def _on_replies(self, replies: list[Frame]) -> None:
+        """nats-py's read loop would end, and say nothing, with what is raised here: `_tick` raises it again."""
+        try:
+            for subject, _, headers, data in replies:
+                flight = self._flights.land(int(subject[len(self._inbox) :]))
+                if flight is not None:
+                    self._on_reply(flight, headers, data)
+        except Exception as error:  # noqa: BLE001
+            self._bug = error
+
+    def _on_reply(self, flight: Flight, headers: bytes, data: bytes) -> None:
+        self._pump()  # before its callers are told, so that the server has work meanwhile
         now = self._loop.time()
-        if reply.headers is not None and reply.headers.get("Status") == NO_RESPONDERS:
+        if headers.startswith(NO_RESPONDERS):
             self._flights.park(flight, NO_STREAM, now=now)
         else:
             try:
-                ack = self._decode(reply.data)
+                ack = self._decode(data)
             except msgspec.DecodeError:
                 self._flights.park(flight, NO_PUBACK, now=now)
             else:
@@ -233,8 +243,7 @@ class GroupCommitter:
             self._metrics.published(self._streams[lane], outcome, len(messages), now - flight.sent_at)
         match verdict:
             case Verdict.STORED:
-                for message, seq in zip(messages, sequences(ack, len(messages)), strict=True):
-                    self._pending.succeed(lane, message, Receipt(ack.stream, seq, ack.duplicate))
+                self._pending.succeed(lane, messages, ack)
                 self._flights.clear_trouble(lane)
             case Verdict.DIVIDE:
                 lane.divide(request)
@@ -247,11 +256,13 @@ class GroupCommitter:
             case Verdict.TOO_LARGE:
                 self._pending.fail(lane, messages, _too_large)
             case Verdict.FULL:
-                self._pending.fail(lane, messages, partial(self._outage, f"stream {ack.stream} is full: {error}"))
+                self._pending.fail(lane, messages, partial(self._full, f"stream {ack.stream} is full: {error}"))
             case Verdict.REFUSED:
                 self._pending.fail(lane, messages, partial(self._outage, f"stream {ack.stream} refuses: {error}"))
 
     def _tick(self) -> None:
+        if self._bug is not None:
+            raise self._bug
         now = self._loop.time()
         self._give_up_overdue(now)
         if not self._client.is_connected:

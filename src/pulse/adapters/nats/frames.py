@@ -9,7 +9,7 @@ message; this one spends one. See docs/adr/0006.
 
 Relies on nats-py 2.16, which tests/integration/test_frames.py pins: `Client._ps` (the parser; `parse` gets what was
 read, `reset` ends a connection), `_sid` (the last subscription's number), `_pending`, `_pending_data_size` and
-`_flush_queue` (what the flusher writes, its bytes, and what wakes it).
+`_flush_queue` (what the flusher writes, its bytes, and what wakes it), `_transport` (where it writes to).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from collections.abc import Callable
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
+from nats.aio.transport import TcpTransport
 from nats.errors import ProtocolError
 from nats.protocol.parser import Parser
 
@@ -88,12 +89,13 @@ class FrameParser(Parser):
         receivers, find, length = self._receivers, data.find, len(data)
         receiver: Receiver | None = None
         frames: list[Frame] = []
+        add = frames.append
         at, self._needed = start, 0
         while (line_end := find(LINE_END, at)) >= 0:
             tokens = data[at:line_end].split(b" ")
             operation, body = tokens[0], line_end + 2
-            if operation in {b"HMSG", b"MSG"}:
-                with_headers = operation == b"HMSG"
+            with_headers = operation == b"HMSG"
+            if with_headers or operation == b"MSG":
                 try:
                     to = receivers.get(tokens[2])
                     end = body + int(tokens[-1])
@@ -109,12 +111,12 @@ class FrameParser(Parser):
                     break
             else:
                 to, after = None, body
-            if at == start:
+            if to is not receiver:
+                if at != start:
+                    break
                 receiver = to
-            elif to is not receiver:
-                break
             if to is not None:
-                frames.append((tokens[1], tokens[3] if with_reply else b"", data[body:payload], data[payload:end]))
+                add((tokens[1], tokens[3] if with_reply else b"", data[body:payload], data[payload:end]))
             at = after
         return receiver, frames, at
 
@@ -156,14 +158,18 @@ async def subscribe(client: Client, subject: str, receiver: Receiver) -> FrameSu
 
 
 def write(client: Client, data: bytes, *, messages: int) -> None:
-    """Hand `data`, whole PUB and HPUB commands of `messages` messages, to the client's flusher; call while connected.
+    """Send `data`, whole PUB and HPUB commands of `messages` messages; call while connected.
 
-    As the client's own `publish` does, but all at once and without an await. The caller bounds how much that is.
+    As the client's own `publish` does, but all at once and without an await. The caller bounds how much that is. Where
+    nothing waits for the client's flusher it goes past it, which is a turn of the event loop sooner.
     """
-    client._pending.append(data)
-    client._pending_data_size += len(data)
     client.stats["out_msgs"] += messages
     client.stats["out_bytes"] += len(data)
+    if not client._pending and isinstance(client._transport, TcpTransport):
+        client._transport.write(data)  # type: ignore[no-untyped-call]
+        return
+    client._pending.append(data)
+    client._pending_data_size += len(data)
     if client._flush_queue is not None and client._flush_queue.empty():
         client._flush_queue.put_nowait(asyncio.get_running_loop().create_future())
 

@@ -2,39 +2,38 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from pulse.domain.batching import Lane
-from pulse.domain.errors import PulseError, Reason, Refusal
-from pulse.domain.receipt import Receipt
+from pulse.domain.batching import Ack, Lane, sequences
+from pulse.domain.errors import Outage, Reason, Refusal
+from pulse.domain.receipt import Receipt, Waiting
 
 HEADER_BYTES_MAX = 160
 """All of a message's headers without its id: 23 + 17 + 20 + 23 + 4 + 22 + 4, and room."""
 SUBJECT = re.compile(r"[!-)+-=?-~]{1,256}")
 """Visible ASCII without the wildcards: a space or line end would let a sender write NATS protocol of its own."""
+SUBJECTS_KNOWN_MAX = 10_000
 MESSAGE_ID = re.compile(r"[!-~]{1,512}")
 
 
 class Publication:
     """One message that has no answer yet, and who waits for it; a `batching.Message`.
 
-    `followers` published the same id while this one was pending; they get its answer, as duplicates.
+    `followers` published the same id while this one was pending; they get its answer, as duplicates. Nearly always
+    there are none.
     """
 
-    __slots__ = ("body", "deadline", "followers", "future", "message_id", "settled", "size", "subject")
+    __slots__ = ("body", "deadline", "followers", "message_id", "settled", "size", "subject", "waiting")
 
-    def __init__(
-        self, subject: bytes, body: bytes, message_id: bytes, deadline: float, future: asyncio.Future[Receipt]
-    ) -> None:
+    def __init__(self, subject: bytes, body: bytes, message_id: bytes, deadline: float, waiting: Waiting) -> None:
         self.subject = subject
         self.body = body
         self.message_id = message_id
         self.size = len(body) + len(message_id) + HEADER_BYTES_MAX
         self.deadline = deadline
-        self.future = future
-        self.followers: list[asyncio.Future[Receipt]] = []
+        self.waiting = waiting
+        self.followers: tuple[Waiting, ...] = ()
         self.settled = False
 
 
@@ -58,29 +57,32 @@ class Pending:
         if first is None:
             self.bytes += len(message.body)
             return True
-        first.followers.append(message.future)
+        first.followers += (message.waiting,)
         return False
 
-    def succeed(self, lane: Lane[Publication], message: Publication, receipt: Receipt) -> None:
-        if message.settled:
-            return
-        self._settle(lane, message, stored=True)
-        if not message.future.done():
-            message.future.set_result(receipt)
-        for follower in message.followers:
-            if not follower.done():
-                follower.set_result(Receipt(receipt.stream, receipt.seq, duplicate=True))
+    def succeed(self, lane: Lane[Publication], messages: Sequence[Publication], ack: Ack) -> None:
+        """`messages` are stored, under contiguous sequences of which `ack` names the last."""
+        stream, duplicate = ack.stream, ack.duplicate
+        for message, seq in zip(messages, sequences(ack, len(messages)), strict=True):
+            if message.settled:
+                continue
+            self._settle(lane, message, stored=True)
+            if not message.waiting.done():
+                message.waiting.set_result(Receipt(stream, seq, duplicate))
+            for follower in message.followers:
+                if not follower.done():
+                    follower.set_result(Receipt(stream, seq, duplicate=True))
 
     def fail(
-        self, lane: Lane[Publication], messages: Iterable[Publication], make_error: Callable[[], PulseError]
+        self, lane: Lane[Publication], messages: Iterable[Publication], make_error: Callable[[], Refusal | Outage]
     ) -> None:
         """Each caller gets an error of its own: a traceback grows with every task that raises it."""
         for message in messages:
             if not message.settled:
                 self._settle(lane, message, stored=False)
-                for future in (message.future, *message.followers):
-                    if not future.done():
-                        future.set_exception(make_error())
+                for waiting in (message.waiting, *message.followers):
+                    if not waiting.done():
+                        waiting.set_exception(make_error())
 
     def _settle(self, lane: Lane[Publication], message: Publication, *, stored: bool) -> None:
         lane.settle(message, stored=stored)
@@ -88,10 +90,37 @@ class Pending:
         self.bytes -= len(message.body)
 
 
-def check_names(subject: str, message_id: str) -> None:
-    """Raise Refusal for a subject or message id that cannot stand in a NATS frame."""
-    if not SUBJECT.fullmatch(subject):
-        raise Refusal(Reason.INVALID_SUBJECT, "not a subject that can be published to", field="subject")
+class Subjects:
+    """The lane of each subject, and how it stands in a frame; up to SUBJECTS_KNOWN_MAX are not checked anew.
+
+    `lanes` are by a subject's first token.
+    """
+
+    def __init__(self, lanes: Mapping[str, Lane[Publication]]) -> None:
+        self._lanes = lanes
+        self._known: dict[str, tuple[Lane[Publication], bytes]] = {}
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def find(self, subject: str) -> tuple[Lane[Publication], bytes]:
+        """Raises Refusal for what cannot stand in a frame, and for a subject of no stream."""
+        known = self._known.get(subject)
+        if known is not None:
+            return known
+        if not SUBJECT.fullmatch(subject):
+            raise Refusal(Reason.INVALID_SUBJECT, "not a subject that can be published to", field="subject")
+        lane = self._lanes.get(subject.partition(".")[0])
+        if lane is None:
+            raise Refusal(Reason.INVALID_SUBJECT, f"no stream is known for {subject}", field="subject")
+        if len(self._known) >= SUBJECTS_KNOWN_MAX:
+            self._known.clear()
+        known = self._known[subject] = (lane, subject.encode())
+        return known
+
+
+def check_message_id(message_id: str) -> None:
+    """Raise Refusal for a message id that cannot stand in a NATS frame."""
     if not MESSAGE_ID.fullmatch(message_id):
         raise Refusal(Reason.INVALID_IDENTITY, "1 to 512 visible ASCII characters are allowed", field="message_id")
 
