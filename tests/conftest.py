@@ -3,6 +3,7 @@
     database                   the URL of a fresh, empty database as role `pulse`; dropped after the test
     nats                       a fresh nats-server with a store of its own; `nats.url`, `nats.kill()`, `nats.restart()`
     nats_server_factory        makes more of them
+    timescale_server           the same with TimescaleDB, where the machine has it
     postgres_server            the session's PostgreSQL: leave it running
     postgres_server_factory    makes PostgreSQL servers that a test may kill
     free_port                  a port on loopback that nobody listens on
@@ -21,6 +22,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import asyncpg
+import hypothesis
 import pytest
 
 from data_dir import DATA_DIR
@@ -28,6 +30,7 @@ from not_run import pytest_terminal_summary  # noqa: F401 - a hook: pytest finds
 from pulse.adapters.embedded import ports
 from pulse.adapters.embedded.nats_server import NatsServer
 from pulse.adapters.embedded.postgres_server import PostgresServer
+from storage import add_extension, timescale
 
 NatsServerFactory = Callable[..., NatsServer]
 PostgresServerFactory = Callable[..., PostgresServer]
@@ -36,6 +39,10 @@ PASSWORD = secrets.token_urlsafe(16)
 SUPERUSER_PASSWORD = secrets.token_urlsafe(16)
 
 _database_number = itertools.count(1)
+
+# How long an example takes depends on what else the machine does; pytest's own timeout bounds a test.
+hypothesis.settings.register_profile("pulse", deadline=None, print_blob=True)
+hypothesis.settings.load_profile("pulse")
 
 
 @pytest.fixture
@@ -78,17 +85,34 @@ def postgres_server(postgres_template: Path) -> Iterator[PostgresServer]:
             server.kill()
 
 
+@pytest.fixture(scope="session")
+def timescale_server() -> Iterator[PostgresServer]:
+    """One PostgreSQL with TimescaleDB for the session; skips where the machine has none."""
+    with (
+        tempfile.TemporaryDirectory(prefix="pulse postgres ", dir=DATA_DIR, ignore_cleanup_errors=True) as folder,
+        timescale(Path(folder), password=PASSWORD, superuser_password=SUPERUSER_PASSWORD) as server,
+    ):
+        yield server
+
+
 @pytest.fixture
-async def database(postgres_server: PostgresServer) -> AsyncIterator[str]:
-    """The URL of a fresh, empty database that role `pulse` owns; dropped after the test, whoever is still connected."""
+async def database(request: pytest.FixtureRequest) -> AsyncIterator[str]:
+    """The URL of a fresh, empty database that role `pulse` owns; dropped after the test, whoever is still connected.
+
+    With the parameter "timescale" (`storage.ON_BOTH`) it is on a server with TimescaleDB, and has the extension.
+    """
+    kind = getattr(request, "param", "native")
+    server: PostgresServer = request.getfixturevalue("timescale_server" if kind == "timescale" else "postgres_server")
     name = f"test_{next(_database_number)}"
-    administrator = postgres_server.url_of("postgres", superuser=True)
+    administrator = server.url_of("postgres", superuser=True)
     connection = await asyncpg.connect(administrator)
     try:
         await connection.execute(f"CREATE DATABASE {name} OWNER pulse")
     finally:
         await connection.close()
-    yield postgres_server.url_of(name)
+    if kind == "timescale":
+        await add_extension(server.url_of(name, superuser=True))
+    yield server.url_of(name)
     connection = await asyncpg.connect(administrator)
     try:
         await connection.execute(f"DROP DATABASE {name} WITH (FORCE)")

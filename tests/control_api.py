@@ -32,6 +32,7 @@ from pulse.adapters.postgres.pool import Pool, open_connection, open_pool, trans
 from pulse.api.control.application import control_app
 from pulse.api.control.entrance import App, ControlBounds
 from pulse.domain.identity import NewDevice
+from pulse.domain.ledger import PositionSet
 from pulse.domain.query import QueryBounds
 from pulse.services.audit import Auditor
 from pulse.services.control import Control
@@ -43,6 +44,7 @@ BOUNDS = ControlBounds(
     body_bytes_max=64 * 1024,
     import_bytes_max=256 * 1024,
     import_rows_max=2000,
+    key_requests_max=3,
 )
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 
@@ -98,6 +100,11 @@ class Api:
                 "INSERT INTO telemetry (ts, tenant_id, device_id, metrics, position) VALUES ($1, $2, $3, $4, $5)",
                 [(ts, tenant, device, json.dumps(metrics), first + index) for index, (ts, metrics) in enumerate(rows)],
             )
+            await database.execute(
+                "INSERT INTO rollup_pending (positions, hours)"
+                " VALUES (int8multirange(int8range($1, $2)), $3::text::int4multirange)",
+                first, first + len(rows), str(PositionSet.of(int(ts.timestamp()) // 3600 for ts, _ in rows)),
+            )  # fmt: skip
 
 
 @asynccontextmanager

@@ -47,6 +47,11 @@ async def prepare(client: PulseClient, tenants: Sequence[str] = ("acme",), *, de
         for tenant in tenants
         for number in range(devices)
     ]
+    await project(client, records)
+
+
+async def project(client: PulseClient, records: Sequence[Record]) -> None:
+    """Make these the entries of the registry bucket under their keys."""
     by_key = {record_key(record): record for record in records}
 
     async def known(keys: Sequence[str]) -> Mapping[str, Record]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
+import pwd
 import stat
 from collections.abc import Iterator
 
@@ -56,10 +58,11 @@ def test_a_reading_that_was_sent_is_found_by_its_tenants_key(running: Instance, 
     assert made["secret"] not in listed
     running.pulse("key", "revoke", str(made["key"]["key_id"]), check=True)
     assert http.get(f"{path}/latest", headers=mine).status_code == 401
+    user = pwd.getpwuid(os.getuid()).pw_name
     log = http.get("/audit-log").json()["changes"]
     assert [(change["actor"], change["action"]) for change in log[:2]] == [
-        ("command line", "key.revoke"),
-        ("command line", "key.create"),
+        (user, "key.revoke"),
+        (user, "key.create"),
     ]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import pwd
 import subprocess
 import sys
 import time
@@ -20,7 +21,9 @@ from nats.aio.client import Client
 from pulse.adapters.embedded.nats_server import NatsServer
 from pulse.adapters.nats.connection import connection
 from pulse.adapters.nats.registry import STREAM, RegistryBucket
+from pulse.adapters.postgres.pool import open_connection
 from pulse.domain.identity import Device, Tenant, admits
+from pulse.domain.limits import Rate, TenantLimits
 from pulse.domain.registry import Record, device_key, tenant_key
 
 T = TypeVar("T")
@@ -34,6 +37,7 @@ class Pulse:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("PULSE_")}
         self._environment = inherited | {"DATABASE_URL": database_url, "NATS_URL": nats.url, "COLUMNS": "160"}
         self._folder = folder
+        self._database_url = database_url
         self.nats = nats
 
     def __call__(self, *arguments: str, exit_code: int = 0) -> subprocess.CompletedProcess[str]:
@@ -57,6 +61,19 @@ class Pulse:
     def edge(self, *keys: str) -> Mapping[str, Record | None]:
         """What the registry at the edge holds under `keys`."""
         return self.on_nats(lambda client: RegistryBucket(client).read(keys))
+
+    def logged(self) -> list[tuple[str, str, str, str, Any]]:
+        """The log of changes: actor, action, tenant, target, details."""
+
+        async def run() -> list[tuple[str, str, str, str, Any]]:
+            async with open_connection(self._database_url, timeout_s=10, application_name="test") as database:
+                rows = await database.fetch(
+                    "SELECT actor, action, tenant_id, target, details, key_id FROM audit_log ORDER BY id"
+                )
+            assert all(row["key_id"] is None for row in rows)
+            return [(row[0], row[1], row[2], row[3], json.loads(row[4])) for row in rows]
+
+        return asyncio.run(run())
 
     def on_nats(self, act: Callable[[Client], Awaitable[T]]) -> T:
         """What `act` returns, with a connection of its own."""
@@ -99,7 +116,8 @@ def test_migrate_says_what_it_would_apply_applies_it_and_has_nothing_left(
     first = pulse("migrate")
     assert "0001_identity applied" in first.stdout
     assert "applying 0001_identity" in first.stderr
-    assert pulse.json("migrate") == {"schema": would["schema"], "dry_run": False, "applied": []}
+    again = pulse.json("migrate")
+    assert (again["schema"], again["dry_run"], again["applied"]) == (would["schema"], False, [])
     assert "up to date" in pulse("migrate").stdout
 
 
@@ -139,6 +157,41 @@ def test_rotation_disabling_and_enabling_reach_the_edge(pulse: Pulse) -> None:
     assert pulse.json("tenant", "show", "acme")["tenant"]["enabled"] is False
     assert [tenant["tenant_id"] for tenant in pulse.json("tenant", "list", "--status", "disabled")["tenants"]] == [
         "acme"
+    ]
+
+
+def test_a_tenants_limits_are_given_shown_and_taken_away(pulse: Pulse) -> None:
+    said = pulse("tenant", "limit", "acme", "--messages", "500/2000", "--device-messages", "0/1").stdout
+    assert "500 messages a second, 2000 at once; each of its devices: no limit" in said
+    limits = TenantLimits(messages=Rate(500, 2000), device_messages=Rate(0, 1))
+    assert pulse.edge(tenant_key("acme")) == {"tenant.acme": Tenant("acme", True, limits)}
+    assert "500 messages a second" in pulse("tenant", "show", "acme").stdout
+    for wrong in ("500", "5/0", "0.0001/1", "-1/5", "1/99999999999"):
+        assert "--messages" in pulse("tenant", "limit", "acme", "--messages", wrong, exit_code=2).stderr
+    assert pulse.json("tenant", "limit", "acme")["projected"] is True
+    assert pulse.edge(tenant_key("acme")) == {"tenant.acme": Tenant("acme", True)}
+
+
+def test_every_change_is_in_the_log_with_who_made_it(pulse: Pulse) -> None:
+    pulse("tenant", "limit", "acme", "--messages", "500/2000")
+    pulse("tenant", "disable", "acme")
+    pulse("device", "add", "acme", "boiler")
+    pulse("device", "add", "acme", "--count", "3")
+    pulse("device", "rotate", "acme", "boiler", "--overlap", "5")
+    pulse("device", "enable", "acme", "boiler")
+    pulse("device", "enable", "acme", "nobody", exit_code=1)
+    pulse("key", "add", "reader", "--tenant", "acme")
+    rows = pulse.logged()
+    assert {actor for actor, *_ in rows} == {pwd.getpwuid(os.getuid()).pw_name}
+    assert [row[1:] for row in rows] == [
+        ("tenant.create", "acme", "acme", {"name": ""}),
+        ("tenant.limit", "acme", "acme", {"messages": {"per_s": 500.0, "burst": 2000}, "device_messages": None}),
+        ("tenant.disable", "acme", "acme", {}),
+        ("device.create", "acme", "boiler", {}),
+        ("device.create", "acme", "device-1", {"count": 3}),
+        ("device.rotate", "acme", "boiler", {"overlap_s": 5}),
+        ("device.enable", "acme", "boiler", {}),
+        ("key.create", "acme", "reader", {"read_only": False, "expires_at": None}),
     ]
 
 

@@ -11,6 +11,7 @@ from pulse.adapters.embedded.nats_server import NatsServer
 from pulse.adapters.nats.registry import RegistryBucket
 from pulse.adapters.postgres.pool import transaction
 from pulse.domain.identity import Device, Tenant, admits
+from pulse.domain.limits import Rate, TenantLimits
 from pulse.domain.registry import device_key, tenant_key
 
 CSV = {"content-type": "text/csv"}
@@ -56,6 +57,28 @@ async def test_a_tenant_is_made_disabled_and_enabled_and_the_edge_knows(api: Api
         ("operator", "tenant.disable", "new"),
         ("operator", "tenant.create", "new"),
     ]
+
+
+async def test_an_operator_gives_a_tenant_limits_of_its_own_and_the_edge_knows(api: Api) -> None:
+    body = {"messages": {"per_s": 50, "burst": 100}}
+    limited = await api.call("PUT", "/tenants/acme/limits", json=body)
+    assert (limited.status_code, limited.json()["projected"]) == (200, True)
+    assert limited.json()["tenant"]["limits"] == {"messages": {"per_s": 50.0, "burst": 100}, "device_messages": None}
+    limits = TenantLimits(messages=Rate(50, 100))
+    bucket = RegistryBucket(api.nats)
+    assert await bucket.read(["tenant.acme"]) == {"tenant.acme": Tenant("acme", True, limits)}
+    for refused, status, field in (
+        ({"messages": {"per_s": 1e-9, "burst": 1}}, 422, "messages.per_s"),
+        ({"messages": {"per_s": 1, "burst": 0}}, 422, "messages.burst"),
+        ({"devices": None}, 422, "devices"),
+    ):
+        answer = await api.call("PUT", "/tenants/acme/limits", json=refused)
+        assert (answer.status_code, answer.json()["field"]) == (status, field)
+    assert (await api.call("PUT", "/tenants/acme/limits", json={}, key=api.acme)).status_code == 403
+    assert (await api.call("PUT", "/tenants/nobody/limits", json={})).status_code == 404
+    assert (await api.call("PUT", "/tenants/acme/limits", json={})).json()["tenant"]["limits"]["messages"] is None
+    assert await bucket.read(["tenant.acme"]) == {"tenant.acme": Tenant("acme", True)}
+    assert await actions(api) == [("operator", "tenant.limit", "acme")] * 2
 
 
 async def test_a_tenants_own_key_makes_a_device_that_the_edge_admits_with_the_token_shown_once(api: Api) -> None:

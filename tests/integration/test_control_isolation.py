@@ -24,11 +24,13 @@ from pulse.adapters.postgres.access import ChangeLog, KeyStore
 from pulse.adapters.postgres.identity import IdentityStore
 from pulse.adapters.postgres.migrate import available, migrate
 from pulse.adapters.postgres.pool import Scoped, open_connection, transaction
+from pulse.adapters.postgres.rollups import RollupStore
 from pulse.domain.access import ChangeRecord
 from pulse.domain.errors import ConfigurationError, Refusal
 from pulse.domain.identity import NewDevice
 
 TENANT_TABLES = {"tenants", "devices", "device_tokens", "telemetry", "device_state", "dead_letters", "audit_log"}
+TENANT_TABLES |= {"telemetry_minutes", "telemetry_hours"}
 
 
 @pytest.fixture
@@ -51,6 +53,7 @@ async def fill(api: Api) -> None:
             )
         record = ChangeRecord(key_id=None, actor="test", action="device.create", tenant_id=tenant, target="kettle")
         await IdentityStore(Scoped(pool=api.pool, record=record)).add_devices(tenant, [NewDevice(device_id="kettle")])
+    await RollupStore(api.pool).add()
 
 
 async def test_a_statement_without_any_filter_shows_one_tenants_rows_alone(api: Api) -> None:
@@ -85,6 +88,12 @@ FORBIDDEN = (
     "SELECT * FROM stream_epochs",
     "SELECT * FROM schema_migrations",
     "SELECT * FROM telemetry_20260301",
+    "SELECT * FROM telemetry_minutes_20260301",
+    "SELECT * FROM telemetry_hours_202603",
+    "SELECT * FROM telemetry_retired",
+    "SELECT * FROM telemetry_dropped",
+    "SELECT positions FROM rollup_pending",
+    "DELETE FROM rollup_pending",
     "INSERT INTO telemetry SELECT * FROM telemetry",
     "UPDATE tenants SET enabled = false",
     "DELETE FROM devices",

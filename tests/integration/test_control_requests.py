@@ -13,7 +13,7 @@ import pytest
 from conftest import PostgresServerFactory
 from control_api import NOW, Api, control_api
 from pulse.adapters.embedded.nats_server import NatsServer
-from pulse.adapters.postgres.pool import transaction
+from pulse.adapters.postgres.pool import open_connection, transaction
 from pulse.runtime.http import UvicornService
 
 JSON = {"content-type": "application/json"}
@@ -294,3 +294,26 @@ async def test_a_long_answer_that_is_cut_off_by_an_outage_has_no_end(
         assert 0 < received < 60_000_000
         stop.set()
         await serving
+
+
+async def test_one_key_with_slow_questions_leaves_connections_for_the_others(api: Api, database: str) -> None:
+    """The pool of the test has four connections; a key may have three requests at the same time."""
+    slow = "/tenants/acme/devices/boiler/telemetry"
+    async with (
+        asyncio.TaskGroup() as group,
+        open_connection(database, timeout_s=10, application_name="test") as connection,
+        connection.transaction(),
+    ):
+        await connection.execute("LOCK TABLE telemetry IN ACCESS EXCLUSIVE MODE")
+        asked = [group.create_task(api.get(slow, key=api.acme)) for _ in range(3)]
+        async with asyncio.timeout(10):
+            while await connection.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted") < 3:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        refused = await api.get("/tenants/acme", key=api.acme)
+        assert (refused.status_code, refused.json()["limit"], refused.json()["limit_value"]) == (
+            429, "ui_key_requests_max", 3,
+        )  # fmt: skip
+        assert int(refused.headers["retry-after"]) >= 1
+        assert (await api.get("/tenants/other", key=api.other)).status_code == 200
+    assert [task.result().status_code for task in asked] == [200] * 3
+    assert (await api.get("/tenants/acme", key=api.acme)).status_code == 200

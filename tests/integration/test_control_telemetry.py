@@ -12,7 +12,14 @@ import pytest
 
 from control_api import NOW, Api, control_api
 from pulse.adapters.embedded.nats_server import NatsServer
+from pulse.adapters.postgres.device_state import write_states
 from pulse.adapters.postgres.pool import transaction
+from pulse.domain.device_state import DeviceState, Value
+from pulse.domain.presence import PRESENCE_AFTER
+from pulse.domain.telemetry import EPOCH
+from storage import ON_BOTH
+
+pytestmark = ON_BOTH
 
 PATH = "/tenants/acme/devices/boiler/telemetry"
 RANGE = {"from": NOW.isoformat(), "to": (NOW + timedelta(hours=1)).isoformat()}
@@ -134,14 +141,39 @@ async def test_csv_has_all_rows_of_the_range_beyond_a_page(api: Api) -> None:
 
 async def test_the_newest_row_and_when_the_device_was_last_heard_of(api: Api) -> None:
     path = "/tenants/acme/devices/boiler/latest"
-    assert (await api.get(path)).json() == {"last_seen": None, "reading": None}
+    assert (await api.get(path)).json() == {"last_seen": None, "presence": "offline", "metrics": {}, "reading": None}
     await api.store([(NOW, {"n": 1}), (NOW + timedelta(days=3), {"n": 2}), (NOW + timedelta(days=2), {"n": 3})])
     async with transaction(api.pool) as database:
         await database.execute("INSERT INTO device_state VALUES ('acme', 'boiler', $1)", NOW)
     latest = (await api.get(path, key=api.acme)).json()
     assert latest["reading"]["metrics"] == {"n": 2}
     assert instant(latest["last_seen"]) == NOW
+    assert (latest["presence"], latest["metrics"]) == ("offline", {}), "its state says no metrics yet"
     assert (await api.get("/tenants/acme/devices/nobody/latest")).status_code == 404
+
+
+async def test_the_latest_value_of_each_metric_and_whether_the_device_is_there(api: Api) -> None:
+    now_us = int(datetime.now(UTC).timestamp() * 1_000_000)
+    state = DeviceState(now_us, {"n": Value(1.50, now_us, 7), "door": Value("open", now_us - 5_000_000, 3)})
+    await write_states(api.pool, {("acme", "boiler"): state})
+    path = "/tenants/acme/devices/boiler"
+    latest = (await api.get(f"{path}/latest", key=api.acme)).json()
+    assert latest["presence"] == "online"
+    assert latest["metrics"]["n"]["value"] == 1.5
+    assert latest["metrics"]["door"]["value"] == "open"
+    assert instant(latest["metrics"]["n"]["ts"]) == EPOCH + timedelta(microseconds=now_us)
+    (listed,) = [each for each in (await api.get("/tenants/acme/devices")).json()["devices"] if each["last_seen"]]
+    assert (listed["device_id"], listed["presence"], instant(listed["last_seen"])) == (
+        "boiler",
+        "online",
+        EPOCH + timedelta(microseconds=now_us),
+    )
+    for silent_s, presence in ((PRESENCE_AFTER.stale_s, "stale"), (PRESENCE_AFTER.offline_s, "offline")):
+        async with transaction(api.pool) as database:
+            await database.execute(
+                "UPDATE device_state SET last_seen = now() - make_interval(secs => $1)", silent_s + 1
+            )
+        assert (await api.get(path, key=api.acme)).json()["presence"] == presence
 
 
 async def test_a_device_without_rows_is_empty_and_one_that_is_not_there_is_404(api: Api) -> None:

@@ -7,6 +7,7 @@ import gzip
 import json
 import random
 import string
+from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
@@ -16,10 +17,12 @@ import pytest
 import zstandard
 from yarl import URL
 
-from gateway_process import LIMIT_S, TOKEN, prepared, serving
+from gateway_process import LIMIT_S, TOKEN, prepared, project, serving
 from pulse.adapters.embedded import ports
 from pulse.adapters.embedded.nats_server import NatsServer
 from pulse.adapters.nats.connection import PulseClient
+from pulse.domain.identity import Tenant
+from pulse.domain.limits import Rate, TenantLimits
 from pulse.runtime.settings import Settings
 
 PAYLOAD = b'{"metrics":{"temperature":21.5}}'
@@ -39,6 +42,8 @@ class Edge:
     url: str
     client: PulseClient
     session: aiohttp.ClientSession
+    query: str = ""
+    """With one, a request goes through ASGI; without, a single message goes past it."""
 
     async def ask(
         self, path: str, body: bytes = b"", *, method: str = "POST", token: str | None = TOKEN, **headers: str
@@ -48,7 +53,11 @@ class Edge:
         if token is not None:
             sent["authorization"] = f"Bearer {token}"
         async with self.session.request(
-            method, URL(self.url + path, encoded=True), data=body, headers=sent, skip_auto_headers=["accept-encoding"]
+            method,
+            URL(self.url + path + self.query, encoded=True),
+            data=body,
+            headers=sent,
+            skip_auto_headers=["accept-encoding"],
         ) as answer:
             text = await answer.read()
             return Asked(
@@ -65,15 +74,15 @@ class Edge:
         return decoded
 
 
-@pytest.fixture
-async def edge(nats: NatsServer) -> AsyncIterator[Edge]:
+@pytest.fixture(params=["?asgi", ""], ids=["through ASGI", "past ASGI"])
+async def edge(nats: NatsServer, request: pytest.FixtureRequest) -> AsyncIterator[Edge]:
     settings = Settings(nats_url=nats.url, gateway_port=ports.free_port())
     async with (
         prepared(nats) as client,
         serving(client, settings) as url,
         aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=100)) as session,
     ):
-        yield Edge(url, client, session)
+        yield Edge(url, client, session, request.param)
 
 
 async def talk(edge: Edge, request: bytes) -> bytes:
@@ -190,6 +199,27 @@ async def test_no_request_line_does_worse_than_a_refusal(edge: Edge) -> None:
         assert 400 <= int(answer.split()[1]) < 500, (target, answer)
 
 
+async def test_a_path_that_is_none_of_ours_is_404_as_a_problem(edge: Edge) -> None:
+    for path in ("/", "/nothing", "/ingest", "/ingest/v1/nothing"):
+        answer = await edge.ask(path, PAYLOAD)
+        assert (answer.status, answer.told["status"]) == (404, 404)
+        assert answer.headers["content-type"] == "application/problem+json"
+
+
+async def test_beyond_its_connections_it_is_503_with_a_time_to_come_again(nats: NatsServer) -> None:
+    settings = Settings(nats_url=nats.url, gateway_port=ports.free_port(), gateway_connections_max=1)
+    async with (
+        prepared(nats) as client,
+        serving(client, settings) as url,
+        aiohttp.ClientSession() as first,
+        aiohttp.ClientSession() as second,
+    ):
+        assert (await Edge(url, client, first).ask(PATH, PAYLOAD)).status == 202
+        answer = await Edge(url, client, second).ask(PATH, PAYLOAD)
+        assert (answer.status, answer.told["reason"], answer.headers["retry-after"]) == (503, "overloaded", "1")
+        assert answer.headers["content-type"] == "application/problem+json"
+
+
 async def test_five_bad_rows_of_a_hundred_refuse_only_themselves(edge: Edge) -> None:
     rows: list[dict[str, Any]] = [{"payload": {"metrics": {"number": number}}} for number in range(100)]
     bad = {
@@ -225,14 +255,15 @@ async def test_one_device_beyond_its_rate_is_429_and_the_others_are_served(nats:
         device_messages_burst=5,
         tenant_messages_per_s=0.01,
         tenant_messages_burst=20,
-        tenant_messages_overrides="other=1000/1000",
     )
+    other = Tenant("other", enabled=True, limits=TenantLimits(messages=Rate(1000, 1000)))
     async with (
         prepared(nats, ["acme", "other"], devices=20) as client,
         serving(client, settings) as url,
         aiohttp.ClientSession() as session,
     ):
         edge = Edge(url, client, session)
+        await project(client, [other])
 
         async def statuses(path: str, count: int) -> list[int]:
             return sorted([(await edge.ask(path, PAYLOAD)).status for _ in range(count)])
@@ -248,6 +279,58 @@ async def test_one_device_beyond_its_rate_is_429_and_the_others_are_served(nats:
         assert (answer.status, answer.told["limit"]) == (429, "tenant_messages_per_s")
         for number in range(20):
             assert await statuses(PATH.replace("acme", "other").replace("d0", f"d{number}"), 5) == [202] * 5
+
+
+async def test_a_device_at_100_times_its_rate_and_a_tenant_at_10_times_its_own_take_nothing_from_the_others(
+    nats: NatsServer,
+) -> None:
+    """All at the same time; of what was refused, each answer names the limit that its sender met."""
+    share, tenant_share = 10, 40
+    settings = Settings(
+        nats_url=nats.url,
+        gateway_port=ports.free_port(),
+        device_messages_per_s=0.001,
+        device_messages_burst=share,
+    )
+    limits = TenantLimits(messages=Rate(0.001, tenant_share), device_messages=Rate(0, 1))
+    answers = {sender: Counter[tuple[int, str]]() for sender in ("device", "tenant", "others")}
+    async with prepared(nats, ["acme", "loud"], devices=20) as client, aiohttp.ClientSession() as session:
+        await project(client, [Tenant("loud", enabled=True, limits=limits)])
+        async with serving(client, settings) as url, asyncio.TaskGroup() as group:
+            edge = Edge(url, client, session)
+
+            async def send(sender: str, tenant_id: str, number: int, count: int) -> None:
+                path = PATH.replace("acme", tenant_id).replace("d0", f"d{number}")
+                for _ in range(count):
+                    answer = await edge.ask(path, PAYLOAD)
+                    answers[sender][answer.status, answer.told.get("limit", "")] += 1
+
+            for _ in range(10):
+                group.create_task(send("device", "acme", 0, 10 * share))
+            for number in range(20):
+                group.create_task(send("tenant", "loud", number, 10 * tenant_share // 20))
+            for number in range(1, 20):
+                group.create_task(send("others", "acme", number, share))
+    assert answers["others"] == {(202, ""): 19 * share}
+    assert answers["device"] == {(202, ""): share, (429, "device_messages_per_s"): 99 * share}
+    assert answers["tenant"] == {(202, ""): tenant_share, (429, "tenant_messages_per_s"): 9 * tenant_share}
+
+
+async def test_a_tenants_own_limits_are_felt_while_the_gateway_runs(nats: NatsServer, edge: Edge) -> None:
+    """Like a disabled device: within a second, here at most LIMIT_S."""
+    limits = TenantLimits(messages=Rate(0.01, 3), device_messages=Rate(0.02, 2))
+    await project(edge.client, [Tenant("acme", enabled=True, limits=limits)])
+    async with asyncio.timeout(LIMIT_S):
+        while (answer := await edge.ask(PATH, PAYLOAD)).status != 429:
+            assert answer.status == 202
+    assert (answer.told["limit"], answer.told["limit_value"]) == ("device_messages_per_s", 0.02)
+    others = [await edge.ask(PATH.replace("d0", "d1"), PAYLOAD) for _ in range(2)]
+    assert [each.status for each in others] == [202, 429]
+    assert (others[1].told["limit"], others[1].told["limit_value"]) == ("tenant_messages_per_s", 0.01)
+    await project(edge.client, [Tenant("acme", enabled=True)])
+    async with asyncio.timeout(LIMIT_S):
+        while (await edge.ask(PATH, PAYLOAD)).status != 202:
+            pass
 
 
 async def test_while_nats_is_away_it_is_503_at_once_and_afterwards_it_recovers(nats: NatsServer, edge: Edge) -> None:

@@ -14,6 +14,7 @@ from pulse.adapters.postgres.pool import Pool, open_connection, open_pool, trans
 from pulse.adapters.postgres.registry import RegistryTruth
 from pulse.domain.errors import Outage, Reason, Refusal
 from pulse.domain.identity import Device, NewDevice, Tenant, admits, digest
+from pulse.domain.limits import NO_LIMITS, Rate, TenantLimits
 from pulse.domain.registry import Record, device_key, tenant_key
 
 FAR_FUTURE_MS = 4_000_000_000_000
@@ -22,7 +23,7 @@ FAR_FUTURE_MS = 4_000_000_000_000
 @pytest.fixture
 async def pool(database: str) -> AsyncIterator[Pool]:
     async with open_connection(database, timeout_s=10, application_name="test") as connection:
-        await migrate(connection, available()[:1])
+        await migrate(connection, available())
     async with open_pool(database, size_max=4, timeout_s=10, application_name="pulse test") as opened:
         yield opened
 
@@ -50,6 +51,22 @@ async def test_a_tenant_is_made_once(store: IdentityStore) -> None:
     with pytest.raises(Refusal) as invalid:
         await store.add_tenant("ac.me")
     assert invalid.value.reason is Reason.INVALID_IDENTITY
+
+
+async def test_a_tenants_limits_are_its_own_until_they_are_taken_away(pool: Pool, store: IdentityStore) -> None:
+    limits = TenantLimits(messages=Rate(0.5, 100), device_messages=Rate(0, 1))
+    await store.set_tenant_limits("acme", limits)
+    assert (await store.tenant("acme")).limits == limits
+    truth = RegistryTruth(pool)
+    assert await truth.load(["tenant.acme"]) == {"tenant.acme": Tenant("acme", True, limits)}
+    assert [page async for page in truth.pages(10)] == [[Tenant("acme", True, limits)]]
+    with pytest.raises(Refusal) as refused:
+        await store.set_tenant_limits("acme", TenantLimits(messages=Rate(1, 0)))
+    assert refused.value.field == "messages.burst"
+    await store.set_tenant_limits("acme", NO_LIMITS)
+    assert await truth.load(["tenant.acme"]) == {"tenant.acme": Tenant("acme", True)}
+    with pytest.raises(Refusal, match="there is no tenant 'nobody'"):
+        await store.set_tenant_limits("nobody", limits)
 
 
 async def test_what_is_not_there_is_said_with_the_way_out(store: IdentityStore) -> None:

@@ -19,6 +19,7 @@ from pulse.domain.identity import (
     digest,
     make_token,
 )
+from pulse.domain.limits import Rate, TenantLimits
 from pulse.domain.registry import (
     Record,
     decode_record,
@@ -36,6 +37,8 @@ OTHER = make_token(bytes(32))
 
 ids = st.text("abcXYZ019_-", min_size=1, max_size=64)
 tokens = st.builds(TokenDigest, st.binary(min_size=32, max_size=32), st.none() | st.integers(0, 2**62))
+rates = st.builds(Rate, st.floats(0, 1_000_000), st.integers(1, 1_000_000_000))
+limits = st.builds(TenantLimits, st.none() | rates, st.none() | rates)
 devices = st.builds(Device, ids, ids, st.booleans(), st.lists(tokens, max_size=4).map(tuple))
 
 
@@ -97,10 +100,15 @@ def test_the_wire_form_of_a_device_is_pinned() -> None:
         b'{"digest":"AgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgI=","expires_at_ms":1700000000000}]}'
     )
     assert encode_record(Tenant("acme", enabled=False)) == b'{"v":1,"enabled":false}'
+    own = TenantLimits(messages=Rate(50.0, 100), device_messages=Rate(0.5, 1))
+    assert encode_record(Tenant("acme", enabled=True, limits=own)) == (
+        b'{"v":1,"enabled":true,"limits":{"messages":{"per_s":50.0,"burst":100},'
+        b'"device_messages":{"per_s":0.5,"burst":1}}}'
+    )
     assert (tenant_key("acme"), device_key("acme", "b-1")) == ("tenant.acme", "device.acme.b-1")
 
 
-@given(st.builds(Tenant, ids, st.booleans()) | devices)
+@given(st.builds(Tenant, ids, st.booleans(), limits) | devices)
 def test_a_record_comes_back_from_its_key_and_value(record: Record) -> None:
     assert decode_record(record_key(record), encode_record(record)) == record
 
@@ -117,6 +125,7 @@ def test_fields_that_a_later_version_adds_are_no_obstacle() -> None:
         ("device.acme.b", b'{"v":1,"enabled":true}'),
         ("device.acme.b", b'{"v":1,"enabled":true,"tokens":[{"digest":"AQEB"}]}'),
         ("device.acme.b", b"\xff\xfe"),
+        ("tenant.acme", b'{"v":1,"enabled":true,"limits":{"messages":{"per_s":-1,"burst":1}}}'),
         ("device.acme", b'{"v":1,"enabled":true,"tokens":[]}'),
         ("device.acme.b.c", b'{"v":1,"enabled":true,"tokens":[]}'),
         ("session.acme", b'{"v":1,"enabled":true}'),

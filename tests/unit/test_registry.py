@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pulse.domain.identity import Device, Tenant, TokenDigest, digest, make_token
+from pulse.domain.limits import Rate, TenantLimits
 from pulse.domain.registry import Change, Complete, Put, Reading, Record, Removed, device_key, record_key, tenant_key
 from pulse.services.reconcile import Loader, RegistryReconciler, Repairs
 from pulse.services.registry import DeviceRegistry, RegistryMirror
@@ -57,6 +58,19 @@ def test_the_stand_in_for_an_unknown_device_has_no_token_that_admits() -> None:
 )
 def test_a_change_of_tenant_or_device_is_felt_at_once(change: Change) -> None:
     assert not admitted(registry(change))
+
+
+def test_a_tenants_own_limits_are_known_until_they_or_the_tenant_are_gone() -> None:
+    limits = TenantLimits(messages=Rate(1, 1))
+    limited = Put(Tenant("acme", enabled=True, limits=limits))
+    assert registry().limits_of("acme") is None
+    assert registry(limited).limits_of("acme") == limits
+    assert registry(limited, Put(ACME)).limits_of("acme") is None
+    assert registry(limited, Removed(tenant_key("acme"))).limits_of("acme") is None
+    again = registry(limited, Reading(from_scratch=True), Put(ACME))
+    assert again.limits_of("acme") == limits
+    again.apply(Complete())
+    assert again.limits_of("acme") is None
 
 
 def test_a_device_whose_tenant_is_not_known_is_not_admitted() -> None:

@@ -12,7 +12,15 @@ from rich.progress import Progress
 from rich.table import Table
 
 from pulse.cli.context import Context, as_async, console, json_option, print_json, progress_console
-from pulse.cli.identities import Identities, enabled_of, limit_option, open_identities, status_of, status_option
+from pulse.cli.identities import (
+    Identities,
+    change,
+    enabled_of,
+    limit_option,
+    open_identities,
+    status_of,
+    status_option,
+)
 from pulse.domain.identity import DeviceDetails, NewDevice
 from pulse.domain.registry import device_key, tenant_key
 from pulse.runtime.settings import Settings
@@ -54,7 +62,8 @@ async def add(
     values = dict(_attribute(text) for text in attributes)
     ids = [device_id] if device_id is not None else _numbered(prefix, count or 0)
     settings = context.settings()
-    async with open_identities(settings) as identities:
+    record = change("device.create", ids[0], tenant_id, **({} if count is None else {"count": count}))
+    async with open_identities(settings, record) as identities:
         new = [NewDevice(device_id=one, name=name, attributes=values) for one in ids]
         tokens = await identities.store.add_devices(tenant_id, new)
         projected = await _project(identities, tenant_id, ids)
@@ -94,10 +103,16 @@ async def list_devices(
     if as_json:
         print_json({"devices": page, "after": more})
         return
-    table = Table("tenant", "device", "name", "status", "made", box=None, pad_edge=False)
+    table = Table("tenant", "device", "name", "status", "presence", "last seen", "made", box=None, pad_edge=False)
     for one in page:
         table.add_row(
-            one.tenant_id, one.device_id, escape(one.name), status_of(one.enabled), f"{one.created_at:%Y-%m-%d %H:%M}"
+            one.tenant_id,
+            one.device_id,
+            escape(one.name),
+            status_of(one.enabled),
+            one.presence,
+            _time(one.last_seen) if one.last_seen else "never",
+            f"{one.created_at:%Y-%m-%d %H:%M}",
         )
     console.print(table)
     if more:
@@ -138,7 +153,8 @@ async def show(context: Context, tenant_id: str, device_id: str, as_json: bool) 
 async def rotate(context: Context, tenant_id: str, device_id: str, overlap_s: int, as_json: bool) -> None:
     """Give a device a new token; the old one stays valid for a while."""
     settings = context.settings()
-    async with open_identities(settings) as identities:
+    record = change("device.rotate", device_id, tenant_id, overlap_s=overlap_s)
+    async with open_identities(settings, record) as identities:
         token = await identities.store.rotate_token(tenant_id, device_id, overlap_s=overlap_s)
         projected = await _project(identities, tenant_id, [device_id])
     if as_json:
@@ -173,7 +189,8 @@ async def disable(context: Context, tenant_id: str, device_id: str, as_json: boo
 
 
 async def _set_enabled(context: Context, tenant_id: str, device_id: str, *, enabled: bool, as_json: bool) -> None:
-    async with open_identities(context.settings()) as identities:
+    record = change("device.enable" if enabled else "device.disable", device_id, tenant_id)
+    async with open_identities(context.settings(), record) as identities:
         await identities.store.set_device_enabled(tenant_id, device_id, enabled)
         projected = await _project(identities, tenant_id, [device_id])
     if as_json:
@@ -228,6 +245,8 @@ def _print_device(found: DeviceDetails) -> None:
     table.add_row("device", found.device_id)
     table.add_row("name", escape(found.name))
     table.add_row("status", status_of(found.enabled))
+    seen = f"last seen {_time(found.last_seen)}" if found.last_seen else "never seen"
+    table.add_row("presence", f"{found.presence}, {seen}")
     for name, value in found.attributes.items():
         table.add_row(f"  {escape(name)}", escape(str(value)))
     table.add_row("made", _time(found.created_at))

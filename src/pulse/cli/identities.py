@@ -1,7 +1,11 @@
-"""What `pulse tenant` and `pulse device` share: PostgreSQL first, then the registry at the edge."""
+"""What `pulse tenant` and `pulse device` share: PostgreSQL first, with a record of the change, then the registry at
+the edge.
+"""
 
 from __future__ import annotations
 
+import os
+import pwd
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -11,8 +15,9 @@ import click
 from pulse.adapters.nats.connection import connection
 from pulse.adapters.nats.registry import RegistryBucket
 from pulse.adapters.postgres.identity import IdentityStore
-from pulse.adapters.postgres.pool import open_pool
+from pulse.adapters.postgres.pool import Scoped, open_pool
 from pulse.adapters.postgres.registry import RegistryTruth
+from pulse.domain.access import ChangeRecord
 from pulse.domain.errors import ConfigurationError, Outage
 from pulse.runtime.settings import Settings
 
@@ -48,12 +53,26 @@ class Identities:
 
 
 @asynccontextmanager
-async def open_identities(settings: Settings) -> AsyncIterator[Identities]:
-    """The identities in the database of `settings`."""
+async def open_identities(settings: Settings, record: ChangeRecord | None = None) -> AsyncIterator[Identities]:
+    """The identities in the database of `settings`; each transaction of the store also writes `record`."""
     async with open_pool(
         settings.database_url, size_max=1, timeout_s=settings.database_timeout_s, application_name="pulse cli"
     ) as pool:
-        yield Identities(store=IdentityStore(pool), truth=RegistryTruth(pool), settings=settings)
+        store = IdentityStore(Scoped(pool=pool, record=record), presence_after=settings.presence_after())
+        yield Identities(store=store, truth=RegistryTruth(pool), settings=settings)
+
+
+def change(action: str, target: str, tenant_id: str | None, **details: object) -> ChangeRecord:
+    """The record of a change by the command line, in the name of whoever runs it."""
+    return ChangeRecord(key_id=None, actor=_user(), action=action, tenant_id=tenant_id, target=target, details=details)
+
+
+def _user() -> str:
+    """The operating system's name of this process's user; `cli` where it has none, as in many a container."""
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return "cli"
 
 
 def enabled_of(status: str | None) -> bool | None:

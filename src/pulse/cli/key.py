@@ -15,7 +15,7 @@ from pulse.adapters.embedded.files import write_private
 from pulse.adapters.postgres.access import KeyStore
 from pulse.adapters.postgres.pool import Scoped, open_pool
 from pulse.cli.context import Context, as_async, console, json_option, print_json, progress_console
-from pulse.cli.identities import limit_option
+from pulse.cli.identities import change, limit_option
 from pulse.domain.access import ApiKey, ChangeRecord, in_force, is_secret, opens
 from pulse.runtime.settings import Settings
 
@@ -52,7 +52,7 @@ async def add(
         raise click.UsageError("say whose key it is: --tenant TENANT_ID, or --operator")
     expires_at = None if days is None else datetime.now(UTC) + timedelta(days=days)
     settings = context.settings()
-    record = _record("key.create", name, tenant_id, read_only=read_only, expires_at=expires_at)
+    record = change("key.create", name, tenant_id, read_only=read_only, expires_at=expires_at)
     async with _store(settings, record) as store:
         made, secret = await store.add(name=name, tenant_id=tenant_id, read_only=read_only, expires_at=expires_at)
     if as_json:
@@ -101,7 +101,7 @@ async def list_keys(context: Context, after: int, limit: int, as_json: bool) -> 
 @as_async
 async def revoke(context: Context, key_id: int, as_json: bool) -> None:
     """End a key, from the next request on."""
-    async with _store(context.settings(), _record("key.revoke", str(key_id), None)) as store:
+    async with _store(context.settings(), change("key.revoke", str(key_id), None)) as store:
         ended = await store.revoke(key_id)
     if as_json:
         print_json({"key": ended})
@@ -117,7 +117,7 @@ async def operator_key(settings: Settings, folder: Path) -> str:
     async with _store(settings) as store:
         if is_secret(known) and opens(await store.find(known), known, datetime.now(UTC)):
             return known
-    async with _store(settings, _record("key.create", "pulse up", None)) as store:
+    async with _store(settings, change("key.create", "pulse up", None)) as store:
         _, secret = await store.add(name="pulse up", tenant_id=None)
     write_private(path, secret + "\n")
     return secret
@@ -129,12 +129,6 @@ async def _store(settings: Settings, record: ChangeRecord | None = None) -> Asyn
         settings.database_url, size_max=1, timeout_s=settings.database_timeout_s, application_name="pulse cli"
     ) as pool:
         yield KeyStore(Scoped(pool=pool, record=record))
-
-
-def _record(action: str, target: str, tenant_id: str | None, **details: object) -> ChangeRecord:
-    return ChangeRecord(
-        key_id=None, actor="command line", action=action, tenant_id=tenant_id, target=target, details=details
-    )
 
 
 def _status(one: ApiKey) -> str:

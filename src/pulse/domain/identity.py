@@ -6,19 +6,24 @@ A token is `pulse_` and 256 random bits; only its SHA-256 is ever stored.
 from __future__ import annotations
 
 import hashlib
-import hmac
 import re
 from base64 import urlsafe_b64encode
+from collections.abc import Iterable
 from datetime import datetime
+from hmac import compare_digest
 
 import msgspec
 
 from pulse.domain.errors import Reason, Refusal
+from pulse.domain.limits import NO_LIMITS, TenantLimits
+from pulse.domain.presence import Presence
 
 ID_PATTERN = "[A-Za-z0-9_-]{1,64}"
 TOKEN_PREFIX = "pulse_"  # noqa: S105 (the prefix is public: it lets secret scanners find a leaked token)
 TOKEN_RANDOM_BYTES = 32
 DIGEST_BYTES = 32
+NEVER_MS = 2**63 - 1
+"""The end of what has none."""
 TOKENS_PER_DEVICE_MAX = 4
 """Tokens of one device that are valid at the same time, however often it is rotated."""
 
@@ -73,6 +78,7 @@ class Tenant(msgspec.Struct, frozen=True):
 
     tenant_id: str
     enabled: bool
+    limits: TenantLimits = NO_LIMITS
 
 
 class Device(msgspec.Struct, frozen=True):
@@ -90,6 +96,7 @@ class TenantDetails(msgspec.Struct, frozen=True, kw_only=True):
     tenant_id: str
     name: str
     enabled: bool
+    limits: TenantLimits
     created_at: datetime
     updated_at: datetime
 
@@ -102,7 +109,10 @@ class TokenDetails(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DeviceDetails(msgspec.Struct, frozen=True, kw_only=True):
-    """A device as people see it; `tokens` are those that have not expired, the newest first."""
+    """A device as people see it; `tokens` are those that have not expired, the newest first.
+
+    `last_seen` is when the edge last heard of it, None where it never did.
+    """
 
     tenant_id: str
     device_id: str
@@ -111,6 +121,8 @@ class DeviceDetails(msgspec.Struct, frozen=True, kw_only=True):
     attributes: dict[str, object]
     created_at: datetime
     updated_at: datetime
+    last_seen: datetime | None = None
+    presence: Presence = Presence.OFFLINE
     tokens: tuple[TokenDetails, ...] = ()
 
 
@@ -123,13 +135,18 @@ class NewDevice(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def admits(device: Device, token: str, now_ms: int) -> bool:
-    """Whether `token` proves that the sender is `device`, now.
+    """Whether `token` proves that the sender is `device`, now."""
+    known = [(each.digest, NEVER_MS if each.expires_at_ms is None else each.expires_at_ms) for each in device.tokens]
+    return proves(known, token, now_ms) & device.enabled
+
+
+def proves(known: Iterable[tuple[bytes, int]], token: str, now_ms: int) -> bool:
+    """Whether `token` is one of those `known` by their digests, each until its end in ms.
 
     Every digest is compared, in constant time, so how long it takes tells nothing about which one was near.
     """
     presented = digest(token)
-    admitted = False
-    for known in device.tokens:
-        alive = known.expires_at_ms is None or now_ms < known.expires_at_ms
-        admitted |= hmac.compare_digest(known.digest, presented) & alive
-    return admitted & device.enabled
+    proved = False
+    for known_digest, end_ms in known:
+        proved |= compare_digest(known_digest, presented) & (now_ms < end_ms)
+    return proved

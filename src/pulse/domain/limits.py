@@ -8,38 +8,47 @@ is past is the same as none at all, and forgetting it changes nothing.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable
+from typing import Annotated
 
 import msgspec
+from msgspec import Meta
 
-from pulse.domain.errors import LimitExceeded, Reason
-from pulse.domain.identity import ID_PATTERN
+from pulse.domain.errors import LimitExceeded, Reason, Refusal
 
 NS_PER_S = 1_000_000_000
-_RATE_PATTERN = ID_PATTERN + r"=[0-9]{1,7}(\.[0-9]{1,3})?/[1-9][0-9]{0,8}"
-OVERRIDES_PATTERN = rf"^({_RATE_PATTERN}(, *{_RATE_PATTERN})*)?$"
-"""`tenant_id=per_s/burst`, separated by commas; nothing is no override."""
+PER_S_MAX = 1_000_000
+PER_S_MIN = 0.001
+BURST_MAX = 1_000_000_000
 
 
 class Rate(msgspec.Struct, frozen=True):
     """`per_s` messages a second in the long run, `burst` at once; a `per_s` of 0 is no limit at all."""
 
-    per_s: float
-    burst: int
+    per_s: Annotated[float, Meta(ge=0, le=PER_S_MAX)]
+    burst: Annotated[int, Meta(ge=1, le=BURST_MAX)]
 
 
-def parse_overrides(text: str) -> dict[str, Rate]:
-    """The rates by tenant of a text that matches OVERRIDES_PATTERN.
+class TenantLimits(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The rates that a tenant has of its own, all its devices together and each of them; None: as the settings say."""
 
-    >>> parse_overrides("acme=50/100, beta=0/1")
-    {'acme': Rate(per_s=50.0, burst=100), 'beta': Rate(per_s=0.0, burst=1)}
-    """
-    rates = {}
-    for part in filter(None, text.replace(" ", "").split(",")):
-        tenant_id, _, rate = part.partition("=")
-        per_s, _, burst = rate.partition("/")
-        rates[tenant_id] = Rate(float(per_s), int(burst))
-    return rates
+    messages: Rate | None = None
+    device_messages: Rate | None = None
+
+
+NO_LIMITS = TenantLimits()
+"""Of a tenant that has none of its own."""
+LimitsOf = Callable[[str], TenantLimits | None]
+
+
+def check_rate(rate: Rate, *, field: str) -> Rate:
+    """`rate`, if it is within bounds; else Refusal INVALID_REQUEST that names `field`."""
+    if rate.per_s != 0 and not PER_S_MIN <= rate.per_s <= PER_S_MAX:
+        bounds = f"0 (no limit), or {PER_S_MIN:g} to {PER_S_MAX} messages a second"
+        raise Refusal(Reason.INVALID_REQUEST, f"a rate is {bounds}", field=f"{field}.per_s")
+    if not 1 <= rate.burst <= BURST_MAX:
+        raise Refusal(Reason.INVALID_REQUEST, f"a burst is 1 to {BURST_MAX} messages", field=f"{field}.burst")
+    return rate
 
 
 class Buckets:
@@ -99,37 +108,60 @@ class _Limit:
         return next_full_at_ns
 
 
+def _nobodys(_tenant_id: str) -> None:
+    """No tenant has limits of its own."""
+
+
+class _Shares:
+    """The limits that hold for some tenants, and what they have used of them."""
+
+    __slots__ = ("device", "devices", "given", "tenant", "tenants")
+
+    def __init__(self, device: Rate, tenant: Rate, given: TenantLimits) -> None:
+        self.given = given
+        self.device = _Limit(device, "a device", "device_messages_per_s")
+        self.tenant = _Limit(tenant, "this tenant", "tenant_messages_per_s")
+        self.devices = Buckets(idle_ns=self.device.burst_ns)
+        self.tenants = Buckets(idle_ns=self.tenant.burst_ns)
+
+
 class RateLimits:
-    """Who may send now; the same rate for every device, and for every tenant that `overrides` does not name.
+    """Who may send now: at `device` and `tenant` rate, or at those that `of_tenant` has for a tenant at this moment.
 
     A message counts against both or, where one of them refuses it, against neither: a device that sends too much
-    takes nothing from its neighbours. The refusal names the setting.
+    takes nothing from its neighbours. A tenant whose rates are changed begins with full buckets.
     """
 
-    def __init__(self, *, device: Rate, tenant: Rate, overrides: Mapping[str, Rate] | None = None) -> None:
-        self._device = _Limit(device, "a device", "device_messages_per_s")
-        self._tenant = _Limit(tenant, "this tenant", "tenant_messages_per_s")
-        self._overrides = {
-            tenant_id: _Limit(rate, "this tenant", "tenant_messages_overrides")
-            for tenant_id, rate in (overrides or {}).items()
-        }
-        self._devices = Buckets(idle_ns=self._device.burst_ns)
-        self._tenants = Buckets(idle_ns=max(each.burst_ns for each in (self._tenant, *self._overrides.values())))
+    def __init__(self, *, device: Rate, tenant: Rate, of_tenant: LimitsOf = _nobodys) -> None:
+        self._device, self._tenant = device, tenant
+        self._of_tenant = of_tenant
+        self._all = _Shares(device, tenant, NO_LIMITS)
+        self._own: dict[str, _Shares] = {}
 
     @property
     def buckets(self) -> int:
         """How many buckets are remembered."""
-        return len(self._devices) + len(self._tenants)
+        return sum(len(each.devices) + len(each.tenants) for each in (self._all, *self._own.values()))
 
     def admit(self, tenant_id: str, device_id: str, now_ns: int) -> None:
         """Count one message of this device, or raise LimitExceeded; `now_ns` must never go back."""
-        device, tenant = self._device, self._overrides.get(tenant_id, self._tenant)
+        given = self._of_tenant(tenant_id)
+        shares = self._all if given is None else self._own_shares(tenant_id, given)
+        device, tenant = shares.device, shares.tenant
         device_full_at_ns = 0
         device_key = (tenant_id, device_id)
         if device.interval_ns:
-            device_full_at_ns = device.next_full_at_ns(self._devices.full_at_ns(device_key, now_ns), now_ns)
+            device_full_at_ns = device.next_full_at_ns(shares.devices.full_at_ns(device_key, now_ns), now_ns)
         if tenant.interval_ns:
-            full_at_ns = self._tenants.full_at_ns(tenant_id, now_ns)
-            self._tenants.put(tenant_id, tenant.next_full_at_ns(full_at_ns, now_ns))
+            full_at_ns = shares.tenants.full_at_ns(tenant_id, now_ns)
+            shares.tenants.put(tenant_id, tenant.next_full_at_ns(full_at_ns, now_ns))
         if device.interval_ns:
-            self._devices.put(device_key, device_full_at_ns)
+            shares.devices.put(device_key, device_full_at_ns)
+
+    def _own_shares(self, tenant_id: str, given: TenantLimits) -> _Shares:
+        shares = self._own.get(tenant_id)
+        if shares is None or shares.given != given:
+            device, tenant = given.device_messages, given.messages
+            shares = _Shares(device or self._device, tenant or self._tenant, given)
+            self._own[tenant_id] = shares
+        return shares

@@ -20,6 +20,7 @@ import msgspec
 
 from pulse.domain.errors import Reason, Refusal
 from pulse.domain.labels import check_text
+from pulse.domain.presence import Presence
 from pulse.domain.telemetry import EPOCH, MILLISECONDS_FROM
 
 SECOND_US = 1_000_000
@@ -33,8 +34,10 @@ TS_US_MIN = -62_135_596_800 * SECOND_US
 TS_US_MAX = 253_402_300_799 * SECOND_US
 """The years 1 to 9999, which is what a datetime holds."""
 
-_BUCKET = re.compile(r"([1-9][0-9]{0,7})([smhd])")
-_CURSOR = re.compile(r"(-?[0-9]{1,18})_([0-9]{1,19})")
+BUCKET_PATTERN = "^([1-9][0-9]{0,7})([smhd])$"
+CURSOR_PATTERN = "^(-?[0-9]{1,18})_([0-9]{1,19})$"
+_BUCKET = re.compile(BUCKET_PATTERN)
+_CURSOR = re.compile(CURSOR_PATTERN)
 _NUMBER = re.compile(r"-?[0-9]{1,17}(\.[0-9]{1,9})?")
 _LOST_PLUS = re.compile(r" (\d\d:?\d\d)$")
 
@@ -133,10 +136,19 @@ class Bucket(msgspec.Struct, frozen=True, kw_only=True):
     metrics: dict[str, msgspec.Raw]
 
 
+class LatestValue(msgspec.Struct, frozen=True, kw_only=True):
+    """The latest value of one metric, and as of when."""
+
+    ts: datetime
+    value: msgspec.Raw
+
+
 class Latest(msgspec.Struct, frozen=True, kw_only=True):
-    """The newest row of a device (None where there is none), and when it was last heard of."""
+    """When a device was last heard of, its latest values, and its newest row (None where there is none)."""
 
     last_seen: datetime | None
+    presence: Presence
+    metrics: dict[str, LatestValue]
     reading: StoredReading | None
 
 

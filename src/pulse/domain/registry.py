@@ -10,6 +10,7 @@ from __future__ import annotations
 import msgspec
 
 from pulse.domain.identity import DIGEST_BYTES, Device, Tenant, TokenDigest, is_id
+from pulse.domain.limits import NO_LIMITS, TenantLimits
 
 Record = Tenant | Device
 
@@ -78,9 +79,10 @@ def split_key(key: str) -> tuple[str, str | None] | None:
     return None
 
 
-class _TenantValue(msgspec.Struct, frozen=True):
+class _TenantValue(msgspec.Struct, frozen=True, omit_defaults=True):
     v: int
     enabled: bool
+    limits: TenantLimits = NO_LIMITS
 
 
 class _DeviceValue(msgspec.Struct, frozen=True):
@@ -97,11 +99,11 @@ _device_decoder = msgspec.json.Decoder(_DeviceValue)
 def encode_record(record: Record) -> bytes:
     """The registry's value of `record`; its ids stand in the key.
 
-    A tenant is `{"v":1,"enabled":true}`; a device has `"tokens":[{"digest":"<base64>"}]` too, with
-    `"expires_at_ms"` for a token that ends.
+    A tenant is `{"v":1,"enabled":true}`, with `"limits":{"messages":{"per_s":50.0,"burst":100}}` where it has some of
+    its own; a device has `"tokens":[{"digest":"<base64>"}]`, with `"expires_at_ms"` for a token that ends.
     """
     if isinstance(record, Tenant):
-        return _encoder.encode(_TenantValue(v=1, enabled=record.enabled))
+        return _encoder.encode(_TenantValue(v=1, enabled=record.enabled, limits=record.limits))
     return _encoder.encode(_DeviceValue(v=1, enabled=record.enabled, tokens=record.tokens))
 
 
@@ -113,7 +115,8 @@ def decode_record(key: str, value: bytes) -> Record | None:
     tenant_id, device_id = ids
     try:
         if device_id is None:
-            return Tenant(tenant_id, _tenant_decoder.decode(value).enabled)
+            tenant = _tenant_decoder.decode(value)
+            return Tenant(tenant_id, tenant.enabled, tenant.limits)
         device = _device_decoder.decode(value)
     except (msgspec.DecodeError, UnicodeDecodeError):
         return None

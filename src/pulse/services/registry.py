@@ -14,7 +14,8 @@ from typing import Protocol
 
 import structlog
 
-from pulse.domain.identity import DIGEST_BYTES, Device, Tenant, TokenDigest, admits
+from pulse.domain.identity import DIGEST_BYTES, NEVER_MS, Device, Tenant, TokenDigest, proves
+from pulse.domain.limits import NO_LIMITS, TenantLimits
 from pulse.domain.registry import Change, Complete, Put, Reading, Record, Removed, split_key
 
 logger = structlog.get_logger()
@@ -56,16 +57,26 @@ class DeviceRegistry:
         Unknown, disabled and wrong are the same answer after the same work. False until `ready`.
         """
         packed = self._known.devices.get(tenant_id, _NO_DEVICES).get(device_id, _NOBODY)
-        return admits(_unpack(tenant_id, device_id, packed), token, now_ms) & self.tenant_enabled(tenant_id)
+        proved = proves(_TOKEN.iter_unpack(packed[1:]), token, now_ms)
+        return proved & (packed[0] == 1) & self.tenant_enabled(tenant_id)
 
     def device(self, tenant_id: str, device_id: str) -> Device | None:
         """The device, or None where none of that id is known."""
         packed = self._known.devices.get(tenant_id, _NO_DEVICES).get(device_id)
         return None if packed is None else _unpack(tenant_id, device_id, packed)
 
+    def may_speak(self, tenant_id: str, device_id: str) -> bool:
+        """Whether device and tenant are known and enabled: for an edge behind which somebody else asked for a token."""
+        packed = self._known.devices.get(tenant_id, _NO_DEVICES).get(device_id, _NOBODY)
+        return packed[0] == 1 and self._known.tenants.get(tenant_id, False)
+
     def tenant_enabled(self, tenant_id: str) -> bool:
         """Whether the tenant is known and enabled."""
         return self._known.tenants.get(tenant_id, False)
+
+    def limits_of(self, tenant_id: str) -> TenantLimits | None:
+        """The tenant's own limits; None where it has none, or is not known."""
+        return self._known.limits.get(tenant_id)
 
     def apply(self, change: Change) -> None:
         """Take in one change of the feed.
@@ -88,9 +99,8 @@ class DeviceRegistry:
 class RegistryMirror:
     """The service that keeps a DeviceRegistry like its feed; it acknowledges nothing and holds nothing back."""
 
-    name = "registry mirror"
-
-    def __init__(self, *, feed: RegistryFeed, registry: DeviceRegistry) -> None:
+    def __init__(self, *, feed: RegistryFeed, registry: DeviceRegistry, role: str = "gateway") -> None:
+        self.name = f"registry mirror of {role}"
         self._feed = feed
         self._registry = registry
 
@@ -110,17 +120,22 @@ class RegistryMirror:
 
 
 class _Maps:
-    """Tenants by id, and devices by tenant and id."""
+    """Tenants by id, the limits of those that have some of their own, and devices by tenant and id."""
 
-    __slots__ = ("devices", "tenants")
+    __slots__ = ("devices", "limits", "tenants")
 
     def __init__(self) -> None:
         self.tenants: dict[str, bool] = {}
+        self.limits: dict[str, TenantLimits] = {}
         self.devices: dict[str, dict[str, bytes]] = {}
 
     def put(self, record: Record) -> None:
         if isinstance(record, Tenant):
             self.tenants[record.tenant_id] = record.enabled
+            if record.limits == NO_LIMITS:
+                self.limits.pop(record.tenant_id, None)
+            else:
+                self.limits[record.tenant_id] = record.limits
         else:
             self.devices.setdefault(record.tenant_id, {})[record.device_id] = _pack(record)
 
@@ -130,6 +145,7 @@ class _Maps:
             return
         if device_id is None:
             self.tenants.pop(tenant_id, None)
+            self.limits.pop(tenant_id, None)
             return
         devices = self.devices.get(tenant_id)
         if devices is not None:
@@ -140,12 +156,11 @@ class _Maps:
 
 _NO_DEVICES: dict[str, bytes] = {}
 _TOKEN = struct.Struct(f"<{DIGEST_BYTES}sq")
-_NEVER_MS = 2**63 - 1
 
 
 def _pack(device: Device) -> bytes:
     tokens = (
-        _TOKEN.pack(token.digest, _NEVER_MS if token.expires_at_ms is None else token.expires_at_ms)
+        _TOKEN.pack(token.digest, NEVER_MS if token.expires_at_ms is None else token.expires_at_ms)
         for token in device.tokens
     )
     return (b"\1" if device.enabled else b"\0") + b"".join(tokens)
@@ -153,8 +168,8 @@ def _pack(device: Device) -> bytes:
 
 def _unpack(tenant_id: str, device_id: str, packed: bytes) -> Device:
     tokens = tuple(
-        TokenDigest(digest, None if expires_at_ms == _NEVER_MS else expires_at_ms)
-        for digest, expires_at_ms in _TOKEN.iter_unpack(memoryview(packed)[1:])
+        TokenDigest(digest, None if expires_at_ms == NEVER_MS else expires_at_ms)
+        for digest, expires_at_ms in _TOKEN.iter_unpack(packed[1:])
     )
     return Device(tenant_id, device_id, packed[0] == 1, tokens)
 

@@ -9,10 +9,10 @@ from pulse.adapters.nats.connection import PulseClient
 from pulse.adapters.nats.registry_feed import RegistryFeed
 from pulse.adapters.nats.streams import stream_state
 from pulse.api.bodies import BodyBounds
-from pulse.api.device import DeviceApi
+from pulse.api.device import SINGLE, DeviceApi
 from pulse.domain.limits import Rate, RateLimits
 from pulse.runtime.health import health_app
-from pulse.runtime.http import UvicornService
+from pulse.runtime.http import Direct, UvicornService
 from pulse.runtime.lifecycle import Service
 from pulse.runtime.metrics import GatewayMetrics, PublishMetrics, RegistryMetrics
 from pulse.services.gateway import Gateway
@@ -55,6 +55,8 @@ async def gateway_services(process: Process) -> list[Service]:
     http = UvicornService(
         name="gateway",
         app=app,
+        direct=Direct(SINGLE, app.direct),
+        overloaded=app.overloaded,
         host=settings.gateway_host,
         port=settings.gateway_port,
         setting="gateway",

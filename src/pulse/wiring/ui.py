@@ -23,13 +23,15 @@ from pulse.api.control.application import control_app
 from pulse.api.control.entrance import ControlBounds
 from pulse.domain.access import ChangeRecord
 from pulse.domain.errors import Outage
+from pulse.domain.presence import PRESENCE_AFTER, PresenceAfter
 from pulse.domain.query import QueryBounds
 from pulse.runtime.health import health_app
-from pulse.runtime.http import UvicornService
+from pulse.runtime.http import Application, UvicornService
 from pulse.runtime.lifecycle import Service
 from pulse.services.audit import Auditor
 from pulse.services.control import Control, OpenReach, Reach
 from pulse.topology.declared import load
+from pulse.wiring.mqtt_access import mqtt_hooks
 from pulse.wiring.process import Process
 from pulse.wiring.streams import INGEST_WORKERS, TELEMETRY
 
@@ -52,14 +54,14 @@ class RegistryEdge:
         await self._bucket.project(keys, self._truth.load)
 
 
-def open_reach_on(pool: Pool, *, query_s_max: float) -> OpenReach:
+def open_reach_on(pool: Pool, *, query_s_max: float, presence_after: PresenceAfter = PRESENCE_AFTER) -> OpenReach:
     """Stores on `pool`, for one tenant or for all."""
 
     def open_reach(tenant_id: str | None, record: ChangeRecord | None) -> Reach:
         database = Scoped(pool=pool, tenant_id=tenant_id, record=record)
         return Reach(
-            identities=IdentityStore(database),
-            telemetry=TelemetryReader(database, statement_s_max=query_s_max),
+            identities=IdentityStore(database, presence_after=presence_after),
+            telemetry=TelemetryReader(database, statement_s_max=query_s_max, presence_after=presence_after),
             changes=ChangeLog(database),
             keys=KeyStore(database),
         )
@@ -68,11 +70,11 @@ def open_reach_on(pool: Pool, *, query_s_max: float) -> OpenReach:
 
 
 async def ui_services(process: Process) -> list[Service]:
-    """The HTTP service, with its address taken; what is not below `/api/` is about its health."""
+    """The HTTP service, with its address taken; what is not below `/api/` is a broker's question, or about health."""
     settings, nats, pool = process.settings, process.nats, process.pool
     auditor = Auditor(streams=AuditReader(nats, consumer_of={TELEMETRY: INGEST_WORKERS}), ledger=LedgerReader(pool))
     control = Control(
-        open_reach=open_reach_on(pool, query_s_max=settings.query_s_max),
+        open_reach=open_reach_on(pool, query_s_max=settings.query_s_max, presence_after=settings.presence_after()),
         edge=RegistryEdge(nats, pool),
         auditor=auditor,
         streams=StreamStatusReader(nats, load(stream_replicas=settings.stream_replicas)),
@@ -86,12 +88,15 @@ async def ui_services(process: Process) -> list[Service]:
         body_bytes_max=settings.ui_body_bytes_max,
         import_bytes_max=settings.import_bytes_max,
         import_rows_max=settings.import_rows_max,
+        key_requests_max=settings.ui_key_requests_max,
     )
+    other: Application = health_app(checks=process.checks, registry=process.metrics)
+    registry: list[Service] = []
+    if settings.mqtt_hook_secret:
+        other, registry = mqtt_hooks(process, other)
     service = UvicornService(
         name="control API",
-        app=control_app(
-            control=control, bounds=bounds, other=health_app(checks=process.checks, registry=process.metrics)
-        ),
+        app=control_app(control=control, bounds=bounds, other=other),
         host=settings.ui_host,
         port=settings.ui_port,
         setting="ui",
@@ -99,4 +104,4 @@ async def ui_services(process: Process) -> list[Service]:
         request_s_max=settings.ui_request_s_max,
     )
     service.bind()
-    return [service]
+    return [*registry, service]

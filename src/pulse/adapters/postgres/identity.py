@@ -14,6 +14,7 @@ import asyncpg
 import msgspec
 
 from pulse.adapters.postgres.pool import Database, transaction
+from pulse.adapters.postgres.tenant_limits import LIMIT_COLUMNS, limit_values, limits_of
 from pulse.domain.errors import Reason, Refusal
 from pulse.domain.identity import (
     TOKEN_RANDOM_BYTES,
@@ -28,23 +29,25 @@ from pulse.domain.identity import (
     make_token,
 )
 from pulse.domain.labels import merged_attributes
+from pulse.domain.limits import TenantLimits
+from pulse.domain.presence import PRESENCE_AFTER, PresenceAfter
 
 BULK_ROWS = 10_000
 """Rows of one statement of a bulk insert; about a tenth of a second."""
 
-INSERT_TENANT = """
-    INSERT INTO tenants (tenant_id, name) VALUES ($1, $2) RETURNING tenant_id, name, enabled, created_at, updated_at
-"""
-SELECT_TENANT = "SELECT tenant_id, name, enabled, created_at, updated_at FROM tenants WHERE tenant_id = $1"
-SELECT_TENANTS = """
-    SELECT tenant_id, name, enabled, created_at, updated_at FROM tenants
+TENANT_COLUMNS = f"tenant_id, name, enabled, {LIMIT_COLUMNS}, created_at, updated_at"
+INSERT_TENANT = f"INSERT INTO tenants (tenant_id, name) VALUES ($1, $2) RETURNING {TENANT_COLUMNS}"  # noqa: S608
+SELECT_TENANT = f"SELECT {TENANT_COLUMNS} FROM tenants WHERE tenant_id = $1"  # noqa: S608 - constants, as above
+SELECT_TENANTS = f"""
+    SELECT {TENANT_COLUMNS} FROM tenants
     WHERE tenant_id > $1 AND ($2::boolean IS NULL OR enabled = $2)
     ORDER BY tenant_id LIMIT $3
-"""
+"""  # noqa: S608
 COUNT_DEVICES = "SELECT count(*) FROM devices WHERE tenant_id = $1"
 SET_TENANT_ENABLED = """
     UPDATE tenants SET enabled = $2, updated_at = now() WHERE tenant_id = $1
 """
+SET_TENANT_LIMITS = f"UPDATE tenants SET ({LIMIT_COLUMNS}, updated_at) = ($2, $3, $4, $5, now()) WHERE tenant_id = $1"  # noqa: S608
 
 INSERT_DEVICES = """
     INSERT INTO devices (tenant_id, device_id, name, attributes)
@@ -55,18 +58,20 @@ DELETE_TOKENS = "DELETE FROM device_tokens WHERE tenant_id = $1 AND device_id = 
 INSERT_TOKENS = """
     INSERT INTO device_tokens (tenant_id, device_id, digest) SELECT $1, * FROM unnest($2::text[], $3::bytea[])
 """
-SELECT_DEVICES = """
-    SELECT tenant_id, device_id, name, enabled, attributes, created_at, updated_at FROM devices
+DEVICE_COLUMNS = """
+    tenant_id, device_id, name, enabled, attributes, created_at, updated_at, last_seen,
+    extract(epoch FROM now() - last_seen)::float8 AS silent_s
+    FROM devices LEFT JOIN device_state USING (tenant_id, device_id)
+"""
+SELECT_DEVICES = f"""
+    SELECT {DEVICE_COLUMNS}
     WHERE (tenant_id, device_id) > ($1, $2)
       AND ($3::text IS NULL OR tenant_id = $3)
       AND ($4::boolean IS NULL OR enabled = $4)
       AND starts_with(device_id, $5)
     ORDER BY tenant_id, device_id LIMIT $6
 """
-SELECT_DEVICE = """
-    SELECT tenant_id, device_id, name, enabled, attributes, created_at, updated_at FROM devices
-    WHERE tenant_id = $1 AND device_id = $2
-"""
+SELECT_DEVICE = f"SELECT {DEVICE_COLUMNS} WHERE tenant_id = $1 AND device_id = $2"
 LOCK_ATTRIBUTES = "SELECT attributes FROM devices WHERE tenant_id = $1 AND device_id = $2 FOR UPDATE"
 UPDATE_DEVICE = """
     UPDATE devices SET name = coalesce($3, name), attributes = $4::jsonb, updated_at = now()
@@ -97,7 +102,8 @@ DELETE_ENDED_AND_OLDEST = """
 class IdentityStore:
     """Reads and writes identities."""
 
-    def __init__(self, pool: Database) -> None:
+    def __init__(self, pool: Database, *, presence_after: PresenceAfter = PRESENCE_AFTER) -> None:
+        self._presence_after = presence_after
         self._pool = pool
 
     async def add_tenant(self, tenant_id: str, *, name: str = "") -> TenantDetails:
@@ -131,6 +137,13 @@ class IdentityStore:
         """Let the tenant's devices speak, or none of them."""
         async with transaction(self._pool) as connection:
             if not _changed(await connection.execute(SET_TENANT_ENABLED, tenant_id, enabled)):
+                raise _no_tenant(tenant_id)
+
+    async def set_tenant_limits(self, tenant_id: str, limits: TenantLimits) -> None:
+        """Give the tenant these limits, in place of those that it had; the settings hold for what is None."""
+        values = limit_values(limits)
+        async with transaction(self._pool) as connection:
+            if not _changed(await connection.execute(SET_TENANT_LIMITS, tenant_id, *values)):
                 raise _no_tenant(tenant_id)
 
     async def add_devices(
@@ -202,7 +215,7 @@ class IdentityStore:
                 raise _no_device(tenant_id, device_id)
             tokens = await connection.fetch(SELECT_TOKENS, tenant_id, device_id)
         return msgspec.structs.replace(
-            _device(row),
+            self._device(row),
             tokens=tuple(TokenDetails(created_at=made, expires_at=ends) for made, ends in tokens),
         )
 
@@ -221,7 +234,7 @@ class IdentityStore:
         """
         async with transaction(self._pool) as connection:
             rows = await connection.fetch(SELECT_DEVICES, *after, tenant_id, enabled, prefix, limit)
-        return [_device(row) for row in rows]
+        return [self._device(row) for row in rows]
 
     async def set_device_enabled(self, tenant_id: str, device_id: str, enabled: bool) -> None:
         """Let the device speak, or not; its tokens stay."""
@@ -244,6 +257,10 @@ class IdentityStore:
             await connection.execute(INSERT_TOKENS, tenant_id, [device_id], [digest(token)])
         return token
 
+    def _device(self, row: asyncpg.Record) -> DeviceDetails:
+        values = {**row, "attributes": msgspec.json.decode(row["attributes"])}
+        return DeviceDetails(presence=self._presence_after.of(values.pop("silent_s")), **values)
+
 
 def _new_token() -> str:
     return make_token(secrets.token_bytes(TOKEN_RANDOM_BYTES))
@@ -265,8 +282,11 @@ def _no_device(tenant_id: str, device_id: str) -> Refusal:
 
 
 def _tenant(row: asyncpg.Record) -> TenantDetails:
-    return TenantDetails(**row)
-
-
-def _device(row: asyncpg.Record) -> DeviceDetails:
-    return DeviceDetails(**{**row, "attributes": msgspec.json.decode(row["attributes"])})
+    return TenantDetails(
+        tenant_id=row["tenant_id"],
+        name=row["name"],
+        enabled=row["enabled"],
+        limits=limits_of(row),
+        created_at=row["created_at"],
+        updated_at=row["updated_at"],
+    )

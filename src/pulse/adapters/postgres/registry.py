@@ -7,11 +7,15 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 import asyncpg
 
 from pulse.adapters.postgres.pool import Pool, transaction
+from pulse.adapters.postgres.tenant_limits import LIMIT_COLUMNS, limits_of
 from pulse.domain.identity import Device, Tenant, TokenDigest
 from pulse.domain.registry import Record, record_key, split_key
 
-REGISTRY_TENANTS = "SELECT tenant_id, enabled FROM tenants WHERE tenant_id = ANY($1::text[])"
-REGISTRY_TENANT_PAGE = "SELECT tenant_id, enabled FROM tenants WHERE tenant_id > $1 ORDER BY tenant_id LIMIT $2"
+TENANT_COLUMNS = f"tenant_id, enabled, {LIMIT_COLUMNS}"
+REGISTRY_TENANTS = f"SELECT {TENANT_COLUMNS} FROM tenants WHERE tenant_id = ANY($1::text[])"  # noqa: S608 - constants
+REGISTRY_TENANT_PAGE = f"""
+    SELECT {TENANT_COLUMNS} FROM tenants WHERE tenant_id > $1 ORDER BY tenant_id LIMIT $2
+"""  # noqa: S608
 REGISTRY_DEVICES_OF = """
     SELECT device.tenant_id, device.device_id, device.enabled, token.digests, token.ends_ms
     FROM ({devices}) AS device
@@ -85,7 +89,7 @@ class RegistryTruth:
 
 
 def _registry_tenant(row: asyncpg.Record) -> Tenant:
-    return Tenant(row["tenant_id"], row["enabled"])
+    return Tenant(row["tenant_id"], row["enabled"], limits_of(row))
 
 
 def _registry_device(row: asyncpg.Record) -> Device:

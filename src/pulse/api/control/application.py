@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Security
+from fastapi.routing import APIRoute
 from fastapi.security import HTTPBearer
 
 from pulse import __version__
@@ -15,6 +16,7 @@ from pulse.services.control import Control
 
 _PROBLEM = {"application/problem+json": {"schema": models.ProblemBody.model_json_schema()}}
 PROBLEMS: dict[int | str, dict[str, Any]] = {
+    400: {"description": "A body that is no JSON, with the position", "content": _PROBLEM},
     401: {"description": "No API key, or none in force", "content": _PROBLEM},
     403: {"description": "Not within this key's reach", "content": _PROBLEM},
     404: {"description": "Not there", "content": _PROBLEM},
@@ -22,8 +24,21 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
     413: {"description": "Larger than its bound", "content": _PROBLEM},
     415: {"description": "Another type than it must have", "content": _PROBLEM},
     422: {"description": "A value that cannot be accepted, by its path", "content": _PROBLEM},
+    429: {"description": "More at once than a key may ask; `Retry-After` says when to try again", "content": _PROBLEM},
     503: {"description": "A system is away; `Retry-After` says when to try again", "content": _PROBLEM},
 }
+
+
+# The import before the devices, whose `{device_id}` would take its name for one.
+MODULES = (tenants, device_import, devices, telemetry, streams, changes, keys)
+
+
+def methods_of(path: str) -> list[str]:
+    """All that this path may be asked with: a method is a route, and the framework names those of the first alone."""
+    routes = [route for module in MODULES for route in module.router.routes if isinstance(route, APIRoute)]
+    below = path.removeprefix(PREFIX)
+    template = next((route.path for route in routes if route.path_regex.match(below)), None)
+    return sorted({method for route in routes if route.path == template for method in route.methods or ()})
 
 
 def control_app(*, control: Control, bounds: ControlBounds, other: App) -> App:
@@ -41,9 +56,9 @@ def control_app(*, control: Control, bounds: ControlBounds, other: App) -> App:
     app.state.bounds = bounds
     # The entrance has checked the key; this one tells the OpenAPI document of it.
     api = APIRouter(prefix=PREFIX, dependencies=[Security(HTTPBearer(auto_error=False, scheme_name="api_key"))])
-    # The import before the devices, whose `{device_id}` would take its name for one.
-    for module in (tenants, device_import, devices, telemetry, streams, changes, keys):
+    for module in MODULES:
         api.include_router(module.router)
     app.include_router(api)
+    app.state.methods_of = methods_of
     handle_errors(app)
     return Entrance(app, control=control, bounds=bounds, other=other)

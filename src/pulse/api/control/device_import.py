@@ -24,6 +24,7 @@ from pulse.domain.registry import device_key, tenant_key
 from pulse.services.control import Caller, Control
 
 PART_ROWS = 500
+TABLE = {"type": "string", "examples": ["device_id,name,site\nboiler-1,Boiler,north\n"]}
 
 router = APIRouter(tags=["devices"])
 
@@ -44,7 +45,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     "/tenants/{tenant_id}/devices/import",
     response_class=StreamingResponse,
     responses={200: {"content": {"application/x-ndjson": {"schema": models.ImportResult.model_json_schema()}}}},
-    openapi_extra={"requestBody": {"required": True, "content": {"text/csv": {"schema": {"type": "string"}}}}},
+    openapi_extra={"requestBody": {"required": True, "content": {"text/csv": {"schema": TABLE}}}},
 )
 async def import_devices(
     request: Request, caller: TheCaller, control: TheControl, bounds: TheBounds, tenant_id: TenantId

@@ -1,4 +1,4 @@
-"""What every request to the control API passes first: its key, then its body, both within bounds.
+"""What every request to the control API passes first: its key, then its body, then its turn, all within bounds.
 
 The key comes before the body, so that a stranger sends us nothing to read; and the body before FastAPI, which would
 collect any amount of it, and whose JSON decoder takes NaN, repeated keys and lone surrogates.
@@ -6,7 +6,9 @@ collect any amount of it, and whose JSON decoder takes NaN, repeated keys and lo
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Iterator, MutableMapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +17,7 @@ import msgspec
 from pulse.api.bodies import BodyReader, ClientGone
 from pulse.api.control.errors import answer_to_any
 from pulse.api.problem import Answer, Header
-from pulse.domain.errors import PulseError, Reason, Refusal
+from pulse.domain.errors import LimitExceeded, PulseError, Reason, Refusal
 from pulse.domain.json_text import read_json, refuse_repeated_keys
 from pulse.domain.query import QueryBounds
 from pulse.services.control import Control
@@ -32,6 +34,7 @@ IMPORT_SUFFIX = "/devices/import"
 METHODS_WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
 PENDING_BYTES_MAX = 64 * 1024 * 1024
 """Of all bodies that are on their way together."""
+TURN_RETRY_AFTER_S = 1.0
 SECURITY_HEADERS: tuple[Header, ...] = (
     (b"cache-control", b"no-store"),
     (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
@@ -51,6 +54,7 @@ class ControlBounds:
     body_bytes_max: int
     import_bytes_max: int
     import_rows_max: int
+    key_requests_max: int
 
 
 class Entrance:
@@ -62,6 +66,7 @@ class Entrance:
         self._bounds = bounds
         self._other = other
         self._bodies = BodyReader(pending_bytes_max=PENDING_BYTES_MAX, received=lambda _: None)
+        self._requests: Counter[int] = Counter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -71,18 +76,47 @@ class Entrance:
         secured = _secured(send)
         headers = _headers(scope["headers"])
         try:
+            key_id = None
             if scope["path"] != OPENAPI_PATH:
                 caller = await self._control.admit(_secret(headers.get(b"authorization")))
                 scope.setdefault("state", {})["caller"] = caller
+                key_id = caller.key.key_id
             if scope["method"] in METHODS_WITH_BODY:
                 receive = _replay(await self._body(scope, receive, headers), receive)
                 scope["headers"] = [each for each in scope["headers"] if each[0] != b"content-encoding"]
+            self._check_turn(key_id)
         except ClientGone:
             return
         except PulseError as error:
             await _send(secured, answer_to_any(error))
             return
-        await self._app(scope, receive, secured)
+        with self._turn(key_id):
+            await self._app(scope, receive, secured)
+
+    def _check_turn(self, key_id: int | None) -> None:
+        if key_id is not None and self._requests[key_id] >= self._bounds.key_requests_max:
+            bound = self._bounds.key_requests_max
+            raise LimitExceeded(
+                Reason.RATE_LIMITED,
+                f"this key may have {bound} requests at the same time",
+                limit="ui_key_requests_max",
+                value=bound,
+                retry_after_s=TURN_RETRY_AFTER_S,
+            )
+
+    @contextmanager
+    def _turn(self, key_id: int | None) -> Iterator[None]:
+        """Counts the request for its key, which has one connection to PostgreSQL at most for each."""
+        if key_id is None:
+            yield
+            return
+        self._requests[key_id] += 1
+        try:
+            yield
+        finally:
+            self._requests[key_id] -= 1
+            if not self._requests[key_id]:
+                del self._requests[key_id]
 
     async def _body(self, scope: Scope, receive: Receive, headers: dict[bytes, bytes]) -> bytes:
         is_import = scope["path"].endswith(IMPORT_SUFFIX)

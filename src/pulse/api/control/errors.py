@@ -58,7 +58,7 @@ def response_of(answer: Answer) -> Response:
 
 
 def handle_errors(app: FastAPI) -> None:
-    """Let `app` answer every error as a problem."""
+    """Let `app` answer every error as a problem; `app.state.methods_of` tells what a path may be asked with."""
     app.add_exception_handler(PulseError, _ours)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
@@ -95,10 +95,13 @@ def _path(location: tuple[int | str, ...]) -> str:
     return ".".join(str(part) for part in location[1:]) or str(location[0])
 
 
-async def _http(_request: Request, error: Exception) -> Response:
+async def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     problem = Problem(status=error.status_code, title=HTTPStatus(error.status_code).phrase, detail=str(error.detail))
-    headers = tuple((name.lower().encode(), value.encode()) for name, value in (error.headers or {}).items())
+    given = dict(error.headers or {})
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        given = {"allow": ", ".join(request.app.state.methods_of(request.scope["path"]))}
+    headers = tuple((name.lower().encode(), value.encode()) for name, value in given.items())
     return response_of(answer_with(problem, headers))
 
 

@@ -1,6 +1,7 @@
 """The bodies of the control API: what a sender may say, and what the answers look like.
 
-A request is checked strictly and may name nothing that is not here; ids, names and attributes are checked by `domain`.
+A request is checked strictly and may name nothing that is not here; ids, names and attributes are checked by `domain`,
+of which the OpenAPI document tells by `json_schema_extra`.
 """
 
 from __future__ import annotations
@@ -8,18 +9,52 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
 
 from pulse.domain.identity import ID_PATTERN
-from pulse.domain.labels import NAME_LENGTH_MAX
+from pulse.domain.labels import (
+    ATTRIBUTE_LENGTH_MAX,
+    ATTRIBUTE_NAME_LENGTH_MAX,
+    ATTRIBUTES_MAX,
+    NAME_LENGTH_MAX,
+)
+from pulse.domain.limits import BURST_MAX, PER_S_MAX, PER_S_MIN
+from pulse.domain.presence import Presence
 
 OVERLAP_S_DEFAULT = 86_400
 OVERLAP_S_MAX = 30 * 86_400
 KEY_LIFE_S_MAX = 10 * 366 * 86_400
 
 Id = Annotated[str, Field(pattern=f"^{ID_PATTERN}$", examples=["acme"])]
-Name = Annotated[str, Field(max_length=NAME_LENGTH_MAX)]
+TEXT_PATTERN = r"^[^\u0000-\u001f\u007f-\u009f]*$"
+"""Of what `domain.labels` takes as a text."""
+_TEXT: dict[str, JsonValue] = {"type": "string", "maxLength": ATTRIBUTE_LENGTH_MAX, "pattern": TEXT_PATTERN}
+_INTEGER: dict[str, JsonValue] = {"type": "integer", "format": "int64"}
+_FRACTION: dict[str, JsonValue] = {"type": "number", "not": {"type": "integer"}}
+_VALUES: list[JsonValue] = [_TEXT, _INTEGER, _FRACTION, {"type": "boolean"}]
+_NAMES: dict[str, JsonValue] = {"minLength": 1, "maxLength": ATTRIBUTE_NAME_LENGTH_MAX, "pattern": TEXT_PATTERN}
+
+
+def _attributes(*values: JsonValue) -> dict[str, JsonValue]:
+    """What the OpenAPI document says of attributes that have such values."""
+    return {
+        "maxProperties": ATTRIBUTES_MAX,
+        "propertyNames": _NAMES,
+        "additionalProperties": {"anyOf": [*_VALUES, *values]},
+    }
+
+
+def _whole(value: object) -> object:
+    """JSON has one kind of number: 401.0 is a whole one too."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Name = Annotated[str, Field(max_length=NAME_LENGTH_MAX, json_schema_extra={"pattern": TEXT_PATTERN})]
 Attributes = dict[str, Any]
+NewAttributes = Annotated[Attributes, Field(json_schema_extra=_attributes())]
+PatchedAttributes = Annotated[Attributes, Field(json_schema_extra=_attributes({"type": "null"}))]
+WHOLE = BeforeValidator(_whole)
+"""Beside an int and its bounds, which it has to follow: the document would lose them."""
 
 
 class Request(BaseModel):
@@ -41,12 +76,43 @@ class NewTenant(Request):
     name: Name = ""
 
 
+class NewRate(Request):
+    """So many messages a second in the long run (0: no limit), and so many at once."""
+
+    per_s: Annotated[
+        float, Field(ge=0, le=PER_S_MAX, json_schema_extra={"anyOf": [{"const": 0}, {"minimum": PER_S_MIN}]})
+    ]
+    burst: Annotated[int, Field(ge=1, le=BURST_MAX), WHOLE]
+
+
+class NewLimits(Request):
+    """Limits of a tenant's own, all its devices together and each of them; what is null is as the settings say."""
+
+    messages: NewRate | None = None
+    device_messages: NewRate | None = None
+
+
+class Rate(Answer):
+    """So many messages a second in the long run (0: no limit), and so many at once."""
+
+    per_s: float
+    burst: int
+
+
+class Limits(Answer):
+    """A tenant's own limits; the settings hold for what is null."""
+
+    messages: Rate | None
+    device_messages: Rate | None
+
+
 class Tenant(Answer):
     """A tenant; the devices of one that is not enabled cannot speak."""
 
     tenant_id: str
     name: str
     enabled: bool
+    limits: Limits
     created_at: datetime
     updated_at: datetime
 
@@ -77,20 +143,20 @@ class NewDevice(Request):
 
     device_id: Id
     name: Name = ""
-    attributes: Attributes = {}
+    attributes: NewAttributes = {}
 
 
 class DevicePatch(Request):
     """What is to change: `attributes` are merged into those that are there, and null removes one (RFC 7396)."""
 
     name: Name | None = None
-    attributes: Attributes = {}
+    attributes: PatchedAttributes = {}
 
 
 class Rotation(Request):
     """How long the old tokens stay valid, in seconds; 0 ends them at once, as a leaked one must."""
 
-    overlap_s: Annotated[int, Field(ge=0, le=OVERLAP_S_MAX)] = OVERLAP_S_DEFAULT
+    overlap_s: Annotated[int, Field(ge=0, le=OVERLAP_S_MAX), WHOLE] = OVERLAP_S_DEFAULT
 
 
 class Token(Answer):
@@ -101,7 +167,7 @@ class Token(Answer):
 
 
 class Device(Answer):
-    """A device; `tokens` only where one device is asked for."""
+    """A device; `tokens` only where one device is asked for. `last_seen` is null where it never spoke."""
 
     tenant_id: str
     device_id: str
@@ -110,6 +176,8 @@ class Device(Answer):
     attributes: Attributes
     created_at: datetime
     updated_at: datetime
+    last_seen: datetime | None
+    presence: Presence
     tokens: list[Token] = []
 
 
@@ -136,10 +204,10 @@ class DevicePage(Answer):
 class NewKey(Request):
     """A key to be made: an operator's where `tenant_id` is absent."""
 
-    name: Annotated[str, Field(min_length=1, max_length=NAME_LENGTH_MAX)]
+    name: Annotated[str, Field(min_length=1, max_length=NAME_LENGTH_MAX, json_schema_extra={"pattern": TEXT_PATTERN})]
     tenant_id: Id | None = None
     read_only: bool = False
-    expires_in_s: Annotated[int, Field(ge=1, le=KEY_LIFE_S_MAX)] | None = None
+    expires_in_s: Annotated[int, Field(ge=1, le=KEY_LIFE_S_MAX), WHOLE] | None = None
 
 
 class Key(Answer):

@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Any
 
 from pulse.api.control.models import Answer
+from pulse.domain.presence import Presence
 
 
 class Reading(Answer):
@@ -40,10 +41,22 @@ class BucketPage(Answer):
     buckets: list[Bucket]
 
 
+class LatestValue(Answer):
+    """The latest value of one metric, and as of when."""
+
+    ts: datetime
+    value: Any
+
+
 class LatestReading(Answer):
-    """The newest row, null where there is none, and when the device was last heard of."""
+    """When the device was last heard of, the latest value of each metric, and the newest row (null: there is none).
+
+    A metric may be up to a second behind the rows.
+    """
 
     last_seen: datetime | None
+    presence: Presence
+    metrics: dict[str, LatestValue]
     reading: Reading | None
 
 

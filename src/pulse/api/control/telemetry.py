@@ -11,17 +11,19 @@ from typing import Annotated, Literal
 import msgspec
 from fastapi import APIRouter, Query, Response
 from fastapi.responses import StreamingResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from pulse.api.control import reports
 from pulse.api.control.parameters import DeviceId, TenantId, TheBounds, TheCaller, TheControl
 from pulse.api.control.streaming import begun
 from pulse.api.control.telemetry_csv import buckets_csv, rows_csv, rows_header
 from pulse.domain import query as queries
-from pulse.domain.query import Aggregate, BucketQuery, Question, parse_question
+from pulse.domain.query import BUCKET_PATTERN, CURSOR_PATTERN, Aggregate, BucketQuery, Question, parse_question
 from pulse.services.control import Telemetry
 
 EXPORT_PAGE_ROWS = 5000
+INSTANT: dict[str, JsonValue] = {"format": "date-time", "examples": ["2026-03-01T12:00:00Z"]}
+"""What the OpenAPI document says of an instant; a number of seconds or milliseconds is taken too."""
 
 router = APIRouter(prefix="/tenants/{tenant_id}/devices/{device_id}", tags=["telemetry"])
 
@@ -31,13 +33,24 @@ class TelemetryParameters(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    since: str | None = Field(None, alias="from", description="First instant; default: a day before `to`.")
-    until: str | None = Field(None, alias="to", description="First instant that is no longer meant; default: now.")
+    since: str | None = Field(
+        None, alias="from", description="First instant; default: a day before `to`.", json_schema_extra=INSTANT
+    )
+    until: str | None = Field(
+        None, alias="to", description="First instant that is no longer meant; default: now.", json_schema_extra=INSTANT
+    )
     metrics: list[str] = Field([], description="Names, separated by commas; default: all.")
-    bucket: str | None = Field(None, description="Width of a bucket: 30s, 5m, 1h, 1d.", examples=["5m"])
+    bucket: str | None = Field(
+        None,
+        description="Width of a bucket: 30s, 5m, 1h, 1d.",
+        examples=["5m"],
+        json_schema_extra={"pattern": BUCKET_PATTERN},
+    )
     aggregate: Aggregate | None = Field(None, description="With a bucket: what becomes of its values; default: avg.")
     limit: int | None = Field(None, ge=1, description="Rows of one page; of CSV: rows in all.")
-    cursor: str | None = Field(None, description="`next` of the page before.")
+    cursor: str | None = Field(
+        None, description="`next` of the page before.", json_schema_extra={"pattern": CURSOR_PATTERN}
+    )
     order: Literal["asc", "desc"] = "asc"
     format: Literal["json", "csv"] = "json"
 
@@ -94,7 +107,7 @@ async def read_telemetry(
 
 @router.get("/latest", response_class=Response, responses={200: {"model": reports.LatestReading}})
 async def read_latest(caller: TheCaller, tenant_id: TenantId, device_id: DeviceId) -> Response:
-    """The newest row, and when the device was last heard of."""
+    """When the device was last heard of, the latest value of each metric, and the newest row."""
     return _json(await caller.reading(tenant_id).telemetry.latest(tenant_id, device_id))
 
 

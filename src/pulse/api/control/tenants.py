@@ -1,4 +1,4 @@
-"""`/tenants`: make, list, show, enable, disable. A tenant's key sees its own; only operators change them."""
+"""`/tenants`: make, list, show, enable, disable, limit. A tenant's key sees its own; only operators change them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from fastapi import APIRouter
 from pulse.api.control import models
 from pulse.api.control.parameters import After, Enabled, Limit, TenantId, TheCaller, TheControl
 from pulse.domain.labels import check_name
+from pulse.domain.limits import Rate, TenantLimits, check_rate
 from pulse.domain.registry import tenant_key
 
 router = APIRouter(prefix="/tenants", tags=["tenants"])
@@ -48,9 +49,31 @@ async def disable_tenant(caller: TheCaller, control: TheControl, tenant_id: Tena
     return await _set_enabled(caller, control, tenant_id, enabled=False)
 
 
+@router.put("/{tenant_id}/limits", response_model=models.TenantChanged)
+async def limit_tenant(
+    caller: TheCaller, control: TheControl, tenant_id: TenantId, body: models.NewLimits
+) -> dict[str, object]:
+    """Give the tenant these limits, in place of those that it had; every gateway holds to them within a second."""
+    limits = TenantLimits(
+        messages=_rate(body.messages, "messages"), device_messages=_rate(body.device_messages, "device_messages")
+    )
+    reach = caller.changing(tenant_id, "tenant.limit", tenant_id, operators_only=True, **body.model_dump())
+    await reach.identities.set_tenant_limits(tenant_id, limits)
+    return await _told(caller, control, tenant_id)
+
+
+def _rate(given: models.NewRate | None, field: str) -> Rate | None:
+    return None if given is None else check_rate(Rate(given.per_s, given.burst), field=field)
+
+
 async def _set_enabled(caller: TheCaller, control: TheControl, tenant_id: str, *, enabled: bool) -> dict[str, object]:
     action = "tenant.enable" if enabled else "tenant.disable"
     reach = caller.changing(tenant_id, action, tenant_id, operators_only=True)
     await reach.identities.set_tenant_enabled(tenant_id, enabled)
+    return await _told(caller, control, tenant_id)
+
+
+async def _told(caller: TheCaller, control: TheControl, tenant_id: str) -> dict[str, object]:
+    """The tenant as it is now, and whether the edge knows."""
     projected = await control.tell_edge([tenant_key(tenant_id)])
     return {"tenant": await caller.reading(tenant_id).identities.tenant(tenant_id), "projected": projected}
