@@ -7,6 +7,7 @@ import click
 from pulse.adapters.postgres.migrate import Migration, available, pending
 from pulse.adapters.postgres.migrate import migrate as apply_migrations
 from pulse.adapters.postgres.pool import open_connection
+from pulse.adapters.postgres.tiers import read_storage
 from pulse.cli.context import Context, as_async, console, json_option, print_json, progress_console
 
 STATEMENT_TIMEOUT_S = 3600.0
@@ -29,15 +30,21 @@ async def migrate(context: Context, dry_run: bool, as_json: bool) -> None:
             done = await pending(connection, migrations)
         else:
             done = await apply_migrations(connection, migrations, on_start=_announce)
+        storage = await read_storage(connection)
     if as_json:
         listed = [{"number": migration.number, "name": migration.name} for migration in done]
-        print_json({"schema": len(migrations), "dry_run": dry_run, "pending" if dry_run else "applied": listed})
-    elif not done:
+        stored = None if storage is None else {"tier": storage.tier, "timescaledb": storage.version}
+        key = "pending" if dry_run else "applied"
+        print_json({"schema": len(migrations), "dry_run": dry_run, key: listed, "storage": stored})
+        return
+    if not done:
         console.print(f"The schema is up to date: {len(migrations):04}.")
     else:
         verb = "would be applied" if dry_run else "applied"
         for migration in done:
             console.print(f"{migration.number:04}_{migration.name} {verb}")
+    if storage is not None:
+        console.print(f"Storage: {storage.describe()}.", soft_wrap=True)
 
 
 def _announce(migration: Migration) -> None:

@@ -9,12 +9,20 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from enum import Enum
 
 import structlog
 
 from pulse.domain.errors import Outage
 
 log = structlog.get_logger()
+
+
+class Turn(Enum):
+    """What a chore may say of its turn."""
+
+    MORE = "more"
+    """It has left something to do: its next turn comes at once, behind whatever else is due."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,16 +50,18 @@ class Maintenance:
             try:
                 await asyncio.wait_for(stop.wait(), max(0.0, self._due_at[chore] - time.monotonic()))
             except TimeoutError:
-                await self._do(chore)
-                self._due_at[chore] = time.monotonic() + chore.interval_s
+                more = await self._do(chore)
+                self._due_at[chore] = time.monotonic() + (0.0 if more else chore.interval_s)
 
-    async def _do(self, chore: Chore) -> None:
+    async def _do(self, chore: Chore) -> bool:
+        """Whether it is to have its next turn at once."""
         try:
             outcome = await chore.run()
         except Outage as outage:
             if chore.name not in self._waiting:
                 self._waiting.add(chore.name)
                 log.warning("chore waits", chore=chore.name, error=str(outage))
-            return
+            return False
         self._waiting.discard(chore.name)
         log.debug("chore done", chore=chore.name, outcome=outcome)
+        return outcome is Turn.MORE

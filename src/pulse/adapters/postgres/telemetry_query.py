@@ -13,9 +13,11 @@ from datetime import timedelta
 import asyncpg
 import msgspec
 
+from pulse.adapters.postgres.buckets import select_buckets
 from pulse.adapters.postgres.pool import Connection, Database, transaction
 from pulse.domain.errors import Reason, Refusal
-from pulse.domain.query import Aggregate, Bucket, BucketQuery, Latest, Query, StoredReading
+from pulse.domain.presence import PRESENCE_AFTER, PresenceAfter
+from pulse.domain.query import Bucket, BucketQuery, Latest, LatestValue, Query, StoredReading
 from pulse.domain.telemetry import EPOCH
 
 VALUES_MAX = 100_000
@@ -40,32 +42,8 @@ CHOSEN = """CASE WHEN $8::text[] IS NULL THEN metrics ELSE
 SELECT_ASCENDING = SELECT_ROWS.format(metrics=CHOSEN, side=">", direction="ASC")
 SELECT_DESCENDING = SELECT_ROWS.format(metrics=CHOSEN, side="<", direction="DESC")
 
-SELECT_VALUES = """
-    SELECT date_bin($3::interval, ts, '1970-01-01T00:00:00Z') AS bucket, name, value, ts, position
-    FROM telemetry CROSS JOIN LATERAL jsonb_each(metrics) AS metric (name, value)
-    WHERE tenant_id = $1 AND device_id = $2 AND ts >= $4 AND ts < $5
-      AND ($6::text[] IS NULL OR (metrics ?| $6 AND name = ANY($6)))
-"""
-AGGREGATED = """
-    SELECT bucket, name, to_jsonb({aggregate}) AS value FROM ({values}) AS v {condition}
-    GROUP BY bucket, name ORDER BY bucket, name LIMIT $7
-"""
-NUMBERS_ALONE = "WHERE jsonb_typeof(value) = 'number'"
-NUMBER = "(value #>> '{}')::float8"
-SELECT_BUCKETS = {
-    Aggregate.COUNT: AGGREGATED.format(aggregate="count(*)", values=SELECT_VALUES, condition=""),
-    Aggregate.LAST: f"""
-        SELECT DISTINCT ON (bucket, name) bucket, name, value FROM ({SELECT_VALUES}) AS v
-        ORDER BY bucket, name, ts DESC, position DESC LIMIT $7
-    """,  # noqa: S608 - constants
-    **{
-        each: AGGREGATED.format(aggregate=f"{each}({NUMBER})", values=SELECT_VALUES, condition=NUMBERS_ALONE)
-        for each in (Aggregate.AVG, Aggregate.MIN, Aggregate.MAX, Aggregate.SUM)
-    },
-}
-
 SELECT_LATEST = """
-    SELECT device_state.last_seen, newest.*
+    SELECT device_state.last_seen, extract(epoch FROM now() - last_seen)::float8 AS silent_s, latest, newest.*
     FROM devices
     LEFT JOIN device_state USING (tenant_id, device_id)
     LEFT JOIN LATERAL (
@@ -76,12 +54,17 @@ SELECT_LATEST = """
     WHERE tenant_id = $1 AND device_id = $2
 """
 
+_latest_decoder = msgspec.json.Decoder(dict[str, tuple[msgspec.Raw, int, int]])
+
 
 class TelemetryReader:
     """Reads one device's telemetry. Raises Outage, and Refusal NOT_FOUND for a device that is not there."""
 
-    def __init__(self, database: Database, *, statement_s_max: float) -> None:
+    def __init__(
+        self, database: Database, *, statement_s_max: float, presence_after: PresenceAfter = PRESENCE_AFTER
+    ) -> None:
         self._database = database
+        self._presence_after = presence_after
         self._statement_s_max = statement_s_max
 
     async def rows(self, tenant_id: str, device_id: str, query: Query) -> list[StoredReading]:
@@ -103,12 +86,8 @@ class TelemetryReader:
 
     async def buckets(self, tenant_id: str, device_id: str, query: BucketQuery) -> list[Bucket]:
         """The buckets that have a value, in the order of time. Refusal where they have more than VALUES_MAX in all."""
-        width = timedelta(seconds=query.bucket_s)
         async with self._reading() as connection:
-            rows = await connection.fetch(
-                SELECT_BUCKETS[query.aggregate],
-                tenant_id, device_id, width, query.since, query.until, query.metrics, VALUES_MAX + 1,
-            )  # fmt: skip
+            rows = await select_buckets(connection, tenant_id, device_id, query, values_max=VALUES_MAX + 1)
             if not rows:
                 await _check_device(connection, tenant_id, device_id)
         if len(rows) > VALUES_MAX:
@@ -120,12 +99,17 @@ class TelemetryReader:
         return list(found.values())
 
     async def latest(self, tenant_id: str, device_id: str) -> Latest:
-        """The newest row, and when the device was last heard of."""
+        """When the device was last heard of, its latest values, and its newest row."""
         async with self._reading() as connection:
             row = await connection.fetchrow(SELECT_LATEST, tenant_id, device_id)
         if row is None:
             raise _no_device(tenant_id, device_id)
-        return Latest(last_seen=row["last_seen"], reading=None if row["ts"] is None else _reading(row))
+        return Latest(
+            last_seen=row["last_seen"],
+            presence=self._presence_after.of(row["silent_s"]),
+            metrics={} if row["latest"] is None else _latest(row["latest"]),
+            reading=None if row["ts"] is None else _reading(row),
+        )
 
     @asynccontextmanager
     async def _reading(self) -> AsyncIterator[Connection]:
@@ -148,6 +132,14 @@ async def _check_device(connection: Connection, tenant_id: str, device_id: str) 
 
 def _no_device(tenant_id: str, device_id: str) -> Refusal:
     return Refusal(Reason.NOT_FOUND, f"tenant {tenant_id!r} has no device {device_id!r}", field="device_id")
+
+
+def _latest(text: str) -> dict[str, LatestValue]:
+    values = _latest_decoder.decode(text)
+    return {
+        name: LatestValue(ts=EPOCH + timedelta(microseconds=ts_us), value=value)
+        for name, (value, ts_us, _) in values.items()
+    }
 
 
 def _reading(row: asyncpg.Record) -> StoredReading:
