@@ -17,6 +17,10 @@ from repository import ROOT
 
 FOLDER = ROOT / "compose"
 COMPOSE = FOLDER / "docker-compose.yml"
+CLUSTER = FOLDER / "docker-compose.cluster.yml"
+OBSERVABILITY = FOLDER / "docker-compose.observability.yml"
+LAYERS = {"one machine": (COMPOSE,), "cluster": (COMPOSE, CLUSTER), "observability": (COMPOSE, OBSERVABILITY)}
+"""The files that are given to compose together."""
 NATS_CONF = FOLDER / "nats" / "nats.conf"
 INIT_STREAMS = FOLDER / "nats" / "init-streams.sh"
 TOPOLOGY = ROOT / "src" / "pulse" / "topology"
@@ -28,14 +32,37 @@ _VARIABLE = re.compile(r"\$(?:\$|\{([A-Z_]+):\?[^}]*\})")
 
 def document(path: Path = COMPOSE) -> dict[str, Any]:
     """The file with its anchors merged, variables as they stand there."""
-    loaded: dict[str, Any] = yaml.safe_load(path.read_text("utf-8"))
+    loaded: dict[str, Any] = yaml.load(path.read_text("utf-8"), _Strict)  # noqa: S506 - it is a SafeLoader
     return loaded
 
 
-def services(path: Path = COMPOSE) -> dict[str, Service]:
-    """The services by name, variables as they stand there."""
-    found: dict[str, Service] = document(path)["services"]
+class _Strict(yaml.SafeLoader):
+    """Refuses a key that is there twice, as compose does."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        assert len(keys) == len(set(keys)), f"{node.start_mark}: a key is there twice"
+        return super().construct_mapping(node, deep)
+
+
+def services(*paths: Path) -> dict[str, Service]:
+    """The services by name, variables as they stand there; of several files as compose merges them."""
+    found: dict[str, Service] = {}
+    for path in paths or (COMPOSE,):
+        for name, service in document(path)["services"].items():
+            found[name] = _merged(found.get(name, {}), service)
     return found
+
+
+def _merged(below: Service, above: Service) -> Service:
+    """As much of compose's rules as our files need; tests/integration/test_compose_config.py asks compose itself."""
+    merged = {**below, **above}
+    for key in {"environment", "depends_on"} & below.keys() & above.keys():
+        merged[key] = {**below[key], **above[key]}
+    if "volumes" in below and "volumes" in above:
+        mounts = {mount.split(":")[1]: mount for mount in [*below["volumes"], *above["volumes"]]}
+        merged["volumes"] = list(mounts.values())
+    return merged
 
 
 def filled_in(value: Any, variables: Mapping[str, str]) -> Any:
@@ -85,7 +112,19 @@ def queries() -> dict[str, str]:
     return found
 
 
+EXPORTED = {
+    "gnatsd_varz_connections": {"server_id"},
+    "gnatsd_varz_slow_consumers": {"server_id"},
+    "jetstream_server_max_storage": {"server_id", "server_name"},
+    "jetstream_server_total_message_bytes": {"server_id", "server_name"},
+    "jetstream_stream_total_bytes": {"server_id", "server_name", "stream_name"},
+    "jetstream_consumer_num_pending": {"server_id", "server_name", "stream_name", "consumer_name"},
+}
+"""What we ask of prometheus-nats-exporter, and by which labels: collector/jsz.go and collector.go of its source."""
+
+
 def metrics_of(query: str) -> set[str]:
     """The metrics that a PromQL expression names; a histogram's by the name that it is declared under."""
-    named = re.findall(r"\b(?:pulse_\w+|process_\w+|up)\b(?!=)", re.sub(r'"[^"]*"', "", query))
-    return {name.removesuffix("_bucket") for name in named}
+    text = re.sub(r'"[^"]*"', "", query)
+    named = re.findall(r"\b(?:pulse_\w+|process_\w+|gnatsd_\w+|jetstream_\w+|up)\b(?!=)", text)
+    return {re.sub(r"_(bucket|sum|count)$", "", name) for name in named}

@@ -9,13 +9,14 @@ import secrets
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from compose_files import INIT_STREAMS, NATS_CONF, TOPOLOGY, nats_users
+from compose_files import INIT_STREAMS, LAYERS, NATS_CONF, TOPOLOGY, filled_in, nats_users, services
 from pulse.adapters.embedded import ports
 from pulse.adapters.embedded.nats_server import find_binary
 from pulse.adapters.embedded.process import ManagedProcess
@@ -72,17 +73,9 @@ class ComposeNats:
         self.port = ports.free_port()
         self.monitor_port = ports.free_port()
         self.folder = folder
-        conf = folder / "nats.conf"
-        assert text.count("/data/jetstream") == 1
-        conf.write_text(text.replace("/data/jetstream", json.dumps(str(folder / "jetstream"))), "utf-8")
-        listen = ["-a", HOST, "-p", str(self.port), "-m", str(self.monitor_port)]
-        self.process = ManagedProcess(
-            "nats",
-            [find_binary(), "-c", str(conf), *listen],
-            log_path=folder / "nats.log",
-            ready=self._ready,
-            environment=container_environment(folder, **self.passwords),
-            working_directory=folder,
+        conf = _nats_conf(folder, text)
+        self.process = _nats_server(
+            "nats", conf, folder, port=self.port, monitor_port=self.monitor_port, environment=self.passwords
         )
 
     def url(self, user: str, *, password: str | None = None) -> str:
@@ -90,8 +83,75 @@ class ComposeNats:
         secret = self.passwords[self._variable[user]] if password is None else password
         return f"nats://{user}:{secret}@{HOST}:{self.port}"
 
-    def _ready(self) -> bool:
-        connection = http.client.HTTPConnection(HOST, self.monitor_port, timeout=1)
+
+class ComposeNode:
+    """One server of `docker-compose.cluster.yml`, with the configuration, command and environment that stand there."""
+
+    def __init__(self, folder: Path, *, service: str, passwords: Mapping[str, str], routes: Mapping[str, int]) -> None:
+        """`routes` is the port that each host of the file has here for the others."""
+        told = services(*LAYERS["cluster"])[service]
+        environment: dict[str, str] = filled_in(told["environment"], passwords)
+        self.name = environment["NATS_SERVER_NAME"]
+        self.port = ports.free_port()
+        self.monitor_port = ports.free_port()
+        self.route_port = routes[self.name]
+        for host, port in routes.items():
+            environment = {key: value.replace(f"@{host}:6222", f"@{HOST}:{port}") for key, value in environment.items()}
+        _nats_conf(folder, NATS_CONF.read_text("utf-8"))
+        option, path = told["command"]
+        assert option == "-c"
+        mounted = {mount.split(":")[1]: mount.split(":")[0] for mount in told["volumes"]}
+        text = (NATS_CONF.parent.parent / mounted[path]).read_text("utf-8")
+        assert text.count("0.0.0.0:6222") == 1
+        conf = folder / Path(path).name
+        conf.write_text(text.replace("0.0.0.0:6222", f"{HOST}:{self.route_port}"), "utf-8")
+        self.process = _nats_server(
+            self.name, conf, folder, port=self.port, monitor_port=self.monitor_port, environment=environment
+        )
+
+
+class ComposeCluster:
+    """The three servers of `docker-compose.cluster.yml`."""
+
+    def __init__(self, folder: Path, *, passwords: Mapping[str, str]) -> None:
+        told = services(*LAYERS["cluster"])
+        names = {name: each["environment"]["NATS_SERVER_NAME"] for name, each in told.items() if _is_nats(each)}
+        routes = {server: ports.free_port() for server in names.values()}
+        self.nodes: dict[str, ComposeNode] = {}
+        for service, server in names.items():
+            (folder / server).mkdir()
+            self.nodes[server] = ComposeNode(folder / server, service=service, passwords=passwords, routes=routes)
+
+    def start(self) -> None:
+        """All at once: none is healthy before it has met another one."""
+        with ThreadPoolExecutor() as threads:
+            list(threads.map(lambda node: node.process.start(), self.nodes.values()))
+
+    def kill(self) -> None:
+        """kill -9."""
+        for node in self.nodes.values():
+            node.process.kill()
+
+
+def _is_nats(service: Mapping[str, object]) -> bool:
+    return str(service.get("image", "")).startswith("nats:")
+
+
+def _nats_conf(folder: Path, text: str) -> Path:
+    """nats.conf with its data in `folder`."""
+    assert text.count("/data/jetstream") == 1
+    conf = folder / "nats.conf"
+    conf.write_text(text.replace("/data/jetstream", json.dumps(str(folder / "jetstream"))), "utf-8")
+    return conf
+
+
+def _nats_server(
+    name: str, conf: Path, folder: Path, *, port: int, monitor_port: int, environment: Mapping[str, str]
+) -> ManagedProcess:
+    """Healthy when its own health check would say so."""
+
+    def is_healthy() -> bool:
+        connection = http.client.HTTPConnection(HOST, monitor_port, timeout=1)
         try:
             connection.request("GET", "/healthz")
             return connection.getresponse().status == http.HTTPStatus.OK
@@ -99,6 +159,15 @@ class ComposeNats:
             return False
         finally:
             connection.close()
+
+    return ManagedProcess(
+        name,
+        [find_binary(), "-c", str(conf), "-a", HOST, "-p", str(port), "-m", str(monitor_port)],
+        log_path=folder / "nats.log",
+        ready=is_healthy,
+        environment=container_environment(folder, **environment),
+        working_directory=folder,
+    )
 
 
 @contextmanager

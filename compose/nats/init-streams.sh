@@ -2,10 +2,11 @@
 # Makes the JetStream streams and consumers of Pulse as their JSON files declare them, and mends those that have drifted.
 # Safe to re-run: what is as declared is not touched. Needs a POSIX shell and the `nats` CLI (nats-box has both).
 #
-#   NATS_URL         where, with the provisioner's user and password      nats://iot-nats:4222
-#   NATS_WAIT_S      how long a server that does not answer is waited for 60
-#   TOPOLOGY_DIR     holds streams/*.json and consumers/*.json            /topology
-#   STREAM_REPLICAS  copies of each stream, in a cluster                  as the files say: 1
+#   NATS_URL         where                                                    nats://iot-nats:4222
+#   NATS_USER, NATS_PASSWORD   the provisioner's, where NATS_URL has them not
+#   NATS_WAIT_S      how long NATS, or the rest of its cluster, is waited for 60
+#   TOPOLOGY_DIR     holds streams/*.json and consumers/*.json                /topology
+#   STREAM_REPLICAS  copies of each stream, in a cluster                      as the files say: 1
 #
 # Exit code 0: all of them are as declared. 1: they are not, and the last line on stderr says why.
 
@@ -35,11 +36,24 @@ wait_for_nats() {
   echo "NATS is ready"
 }
 
+# Whether $answer says that a cluster is not complete (10004, 10005: too few servers that are online) or has no leader (10008),
+# and there is time left to wait for it.
+not_yet() {
+  case $answer in
+    *'"err_code":10004'* | *'"err_code":10005'* | *'"err_code":10008'*) [ "$(date +%s)" -lt "$deadline" ] ;;
+    *) return 1 ;;
+  esac
+}
+
 # ask API_SUBJECT BODY: sets $answer. Whether it is an error is for the caller to see; no answer at all ends the script.
 # The raw API and not `stream add --config`: the server refuses an unknown field, the CLI drops what it does not know,
 # be it a typo or a field that is newer than the CLI.
 ask() {
   answer=$(nats request --raw "\$JS.API.$1" "$2" 2>&1) || fail "$1: $answer"
+  while not_yet; do
+    sleep 1
+    answer=$(nats request --raw "\$JS.API.$1" "$2" 2>&1) || fail "$1: $answer"
+  done
   case $answer in
     *'"type":"io.nats.jetstream.api.'*) ;;
     '') fail "$1: JetStream does not answer: is it enabled for this account?" ;;

@@ -7,14 +7,14 @@ import shutil
 import stat
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from compose_files import FOLDER, services
+from compose_files import FOLDER, LAYERS, services
 from compose_server import container_environment, program, run
 from repository import ROOT, copy
 
-FILES = sorted(FOLDER.glob("docker-compose*.yml"))
 COMPOSE_GO = "github.com/compose-spec/compose-go/v2/cmd@v2.16.2, as compose-go"
 
 
@@ -34,23 +34,42 @@ def docker_compose() -> list[str]:
     return [docker, "compose"]
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
-def test_docker_compose_takes_the_file(checkout: Path, file: Path) -> None:
-    command = [*docker_compose(), "-f", f"compose/{file.name}", "--profile", "*", "config", "--format", "json"]
+@pytest.mark.parametrize("files", LAYERS.values(), ids=LAYERS)
+def test_docker_compose_takes_the_files(checkout: Path, files: tuple[Path, ...]) -> None:
+    options = [option for file in files for option in ("-f", f"compose/{file.name}")]
+    command = [*docker_compose(), *options, "--profile", "*", "config", "--format", "json"]
     done = run(command, container_environment(checkout), folder=checkout)
     assert (done.code, done.errors) == (0, "")
-    assert set(json.loads(done.output)["services"]) == set(services(file))
+    assert set(json.loads(done.output)["services"]) == set(services(*files))
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
-def test_the_library_that_docker_compose_reads_with_takes_the_file(file: Path, tmp_path: Path) -> None:
-    """It has the schema, so this also runs where there is no docker."""
+@pytest.mark.parametrize("files", LAYERS.values(), ids=LAYERS)
+def test_the_library_that_docker_compose_reads_with_takes_the_files(files: tuple[Path, ...], tmp_path: Path) -> None:
+    """It has the schema, so this also runs where there is no docker; and it merges as our tests take it to."""
     compose_go = program("compose-go", install=f"go install {COMPOSE_GO}")
     environment = container_environment(tmp_path)
-    assert run([compose_go, "-no-interpolation", str(file)], environment, folder=ROOT).code == 0
+    command = [compose_go, "-no-interpolation", "-no-path-resolution", "-format", "json"]
+    done = run([*command, *map(str, files)], environment, folder=ROOT)
+    assert (done.code, done.errors) == (0, "")
+    merged = json.loads(done.output)["services"]
+    expected = services(*files)
+    assert set(merged) == set(expected)
+    for name, each in expected.items():
+        told = merged[name]
+        assert _environment(told) == each.get("environment", {}), name
+        mounts = {f"{mount['source']}:{mount['target']}" for mount in told.get("volumes") or []}
+        assert mounts == {mount.removesuffix(":ro") for mount in each.get("volumes", [])}, name
+        assert set(told.get("depends_on") or {}) == set(each.get("depends_on", {})), name
+        assert (told.get("command") or []) == each.get("command", []), name
     broken = tmp_path / "broken.yml"
-    broken.write_text(file.read_text("utf-8").replace("restart:", "restarts:"), "utf-8")
-    assert run([compose_go, "-no-interpolation", str(broken)], environment, folder=ROOT).code != 0
+    broken.write_text(files[0].read_text("utf-8").replace("restart:", "restarts:"), "utf-8")
+    assert run([*command, str(broken)], environment, folder=ROOT).code != 0
+
+
+def _environment(service: dict[str, Any]) -> dict[str, str]:
+    """Compose writes what it has merged as a list."""
+    found = service.get("environment") or {}
+    return dict(line.split("=", 1) for line in found) if isinstance(found, list) else found
 
 
 def test_compose_names_the_variable_that_is_missing(tmp_path: Path) -> None:

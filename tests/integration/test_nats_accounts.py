@@ -22,16 +22,16 @@ from repository import ROOT
 
 API = "$JS.API."
 REGISTRY = "maintenance ui provisioner"
-FOLLOWS_REGISTRY = "gateway maintenance provisioner"
+FOLLOWS_REGISTRY = "bridge gateway maintenance ui provisioner"
 
 MAY_PUBLISH = {
     # messages
-    "telemetry.acme": "gateway ui provisioner",
+    "telemetry.acme": "bridge gateway ui provisioner",
     "telemetry.acme.more": "",
     "shadow.acme": "ui provisioner",
     "commands.acme": "ui provisioner",
     "routes.acme": "ui provisioner",
-    "dead.TELEMETRY": "",
+    "dead.TELEMETRY": "bridge",
     # the registry at the edge
     "$KV.registry.device.acme.t-1": REGISTRY,
     f"{API}DIRECT.GET.KV_registry": REGISTRY,
@@ -49,9 +49,9 @@ MAY_PUBLISH = {
     f"{API}STREAM.MSG.DELETE.ROUTES": "rescue provisioner",
     f"{API}STREAM.MSG.DELETE.TELEMETRY": "provisioner",
     # looking
-    f"{API}STREAM.INFO.TELEMETRY": "gateway ingest maintenance rescue ui provisioner",
+    f"{API}STREAM.INFO.TELEMETRY": "bridge gateway ingest maintenance rescue ui provisioner",
     f"{API}STREAM.LIST": "ui provisioner",
-    f"{API}CONSUMER.INFO.TELEMETRY.ingest-workers": "ui provisioner",
+    f"{API}CONSUMER.INFO.TELEMETRY.ingest-workers": "maintenance ui provisioner",
     # making and removing
     f"{API}STREAM.CREATE.TELEMETRY": "provisioner",
     f"{API}STREAM.UPDATE.TELEMETRY": "provisioner",
@@ -66,7 +66,10 @@ MAY_SUBSCRIBE = {
     "telemetry.>": "provisioner",
     "$KV.registry.>": "",
     ">": "",
-    **{f"_INBOX.{user}.abc.>": f"{user} provisioner" for user in ("gateway", "ingest", "maintenance", "rescue", "ui")},
+    **{
+        f"_INBOX.{user}.abc.>": f"{user} provisioner"
+        for user in ("bridge", "gateway", "ingest", "maintenance", "rescue", "ui")
+    },
 }
 USERS = sorted(nats_users(NATS_CONF.read_text("utf-8")))
 

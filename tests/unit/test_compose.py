@@ -16,8 +16,12 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from compose_files import (
+    CLUSTER,
+    COMPOSE,
+    EXPORTED,
     FOLDER,
     INIT_STREAMS,
+    LAYERS,
     NATS_CONF,
     TOPOLOGY,
     Service,
@@ -61,10 +65,14 @@ KEYS = frozenset(
         "security_opt",
         "shm_size",
         "stop_grace_period",
+        "stop_signal",
     }
     | {"tmpfs", "user", "volumes"}
 )
 """Of a service, that we use: compose refuses a key that it does not know, and so do we, without compose."""
+MQTT_WITH_TLS = "8883:8883"
+PASSWORD = "p" + "0" * 32
+"""As `make-env.sh` makes them."""
 HEALTH_KEYS = frozenset({"test", "interval", "timeout", "retries", "start_period", "start_interval", "disable"})
 PINNED = re.compile(r"^[a-z0-9./-]+:v?\d+\.\d+[\w.-]*$")
 
@@ -80,7 +88,9 @@ def unpinned_image(service: Service) -> list[str]:
 
 
 def public_ports(service: Service) -> list[str]:
-    return [port for port in service.get("ports", []) if not re.fullmatch(r"127\.0\.0\.1:\d+:\d+", str(port))]
+    """All but what devices come to from everywhere: MQTT with TLS."""
+    ports = [str(port) for port in service.get("ports", []) if port != MQTT_WITH_TLS]
+    return [port for port in ports if not re.fullmatch(r"127\.0\.0\.1:\d+:\d+", port)]
 
 
 def no_health_check(service: Service) -> list[str]:
@@ -101,9 +111,13 @@ def no_restart_policy(service: Service) -> list[str]:
     return [] if policy in ("unless-stopped", "no") else [str(policy)]
 
 
+WRITES_TO_ITS_ROOT = ("timescale/timescaledb:", "emqx/emqx:", "grafana/grafana:")
+"""What starts as root, or keeps files beside its volume: it has to be as its makers ship it."""
+
+
 def gains_privileges(service: Service) -> list[str]:
     missing = [] if "no-new-privileges:true" in service.get("security_opt", []) else ["no-new-privileges"]
-    if "build" in service:
+    if not service.get("image", "").startswith(WRITES_TO_ITS_ROOT):
         missing += [] if service.get("read_only") is True else ["read_only"]
         missing += [] if service.get("cap_drop") == ["ALL"] else ["cap_drop"]
     return missing
@@ -127,7 +141,10 @@ RULES = [
 
 @pytest.mark.parametrize("rule", RULES)
 def test_every_service_keeps_the_rule(rule: Callable[[Service], list[str]]) -> None:
-    found = {f"{path.name} {name}": rule(each) for path in FILES for name, each in services(path).items()}
+    found = {
+        f"{title}: {name}": rule(each) for title, files in LAYERS.items() for name, each in services(*files).items()
+    }
+    assert {path for files in LAYERS.values() for path in files} == set(FILES)
     assert {name: faults for name, faults in found.items() if faults} == {}
 
 
@@ -142,11 +159,13 @@ def test_every_service_keeps_the_rule(rule: Callable[[Service], list[str]]) -> N
         (public_ports, {"ports": ["4222:4222"]}),
         (public_ports, {"ports": ["0.0.0.0:4222:4222"]}),
         (public_ports, {"ports": [8080]}),
+        (public_ports, {"ports": ["1883:1883"]}),
         (no_health_check, {}),
         (no_health_check, {"healthcheck": {"test": [], "interval": "", "timeout": "", "retries": 1, "disable": True}}),
         (no_bounds, {"deploy": {"resources": {"limits": {"memory": "1G"}}}}),
         (no_restart_policy, {}),
         (gains_privileges, {"build": {}, "security_opt": ["no-new-privileges:true"]}),
+        (gains_privileges, {"read_only": True, "cap_drop": ["ALL"]}),
         (writable_binds, {"volumes": ["./nats/nats.conf:/etc/nats/nats.conf"]}),
     ],
 )
@@ -160,15 +179,24 @@ def test_every_role_has_a_service_and_every_service_of_ours_a_role() -> None:
 
 def test_prometheus_asks_every_role() -> None:
     config = yaml.safe_load((FOLDER / "prometheus" / "prometheus.yml").read_text("utf-8"))
-    [job] = config["scrape_configs"]
+    job = next(each for each in config["scrape_configs"] if each["job_name"] == "pulse")
     assert sorted(job["dns_sd_configs"][0]["names"]) == sorted(role.value for role in Role)
     rules = (FOLDER / "prometheus" / "rules.yml").read_text("utf-8")
     assert set(re.findall(r'absent\(up\{job="pulse", service="(\w+)"\}\)', rules)) == {role.value for role in Role}
 
 
+def test_what_prometheus_asks_and_tells_is_a_service_of_the_file() -> None:
+    config = yaml.safe_load((FOLDER / "prometheus" / "prometheus.yml").read_text("utf-8"))
+    told = [each for one in config["alerting"]["alertmanagers"] for each in one["static_configs"]]
+    asked = [each for job in config["scrape_configs"] for each in job.get("static_configs", [])]
+    hosts = {target.partition(":")[0] for each in told + asked for target in each["targets"]}
+    assert hosts == {"alertmanager", "nats-exporter"}
+    assert hosts <= set(services(*LAYERS["observability"]))
+
+
 def test_every_query_names_metrics_that_are_declared() -> None:
     """That the roles expose them is in tests/integration/test_compose_services.py."""
-    known = set(TABLE) | {"up", "process_resident_memory_bytes", "process_cpu_seconds_total"}
+    known = set(TABLE) | set(EXPORTED) | {"up", "process_resident_memory_bytes", "process_cpu_seconds_total"}
     found = queries()
     assert len(found) > 20
     assert {name: each for name, each in found.items() if not metrics_of(each) or not metrics_of(each) <= known} == {}
@@ -176,10 +204,9 @@ def test_every_query_names_metrics_that_are_declared() -> None:
 
 def test_every_label_in_a_query_is_of_its_metric() -> None:
     target = {"job", "service", "instance", "le"}
+    declared = {**{name: set(each.labels) for name, each in TABLE.items()}, **EXPORTED}
     for query in queries().values():
-        labels = {
-            label for name in metrics_of(query) for label in (TABLE[name].labels if name in TABLE else ())
-        } | target
+        labels = {label for name in metrics_of(query) for label in declared.get(name, ())} | target
         used = set(re.findall(r"(\w+)=\"", query))
         used |= {label.strip() for each in re.findall(r"by \(([^)]*)\)", query) for label in each.split(",")}
         assert used <= labels, query
@@ -199,9 +226,10 @@ def test_a_service_of_a_role_runs_that_role_and_can_be_scaled() -> None:
             assert bool(each.get("ports")) == (name in {"gateway", "ui"})
 
 
-def test_who_depends_on_whom_waits_for_the_right_thing() -> None:
+@pytest.mark.parametrize("layer", [[], [CLUSTER]], ids=["one machine", "cluster"])
+def test_who_depends_on_whom_waits_for_the_right_thing(layer: list[Path]) -> None:
     """For the end of what runs once, for the health of what goes on; and every role waits for streams and schema."""
-    all_services = services()
+    all_services = services(COMPOSE, *layer)
     for name, each in all_services.items():
         for target, how in each.get("depends_on", {}).items():
             wanted = "service_completed_successfully" if runs_once(all_services[target]) else "service_healthy"
@@ -235,9 +263,9 @@ def test_what_is_mounted_exists_and_every_volume_is_declared(path: Path) -> None
 def test_the_environment_of_a_service_is_made_of_settings(name: str) -> None:
     """A misspelt one is refused by `load`."""
     environment = services()[name]["environment"]
-    variables = dict.fromkeys(variables_of(str(environment)), "p0")
+    variables = dict.fromkeys(variables_of(str(environment)), PASSWORD)
     settings = load(environment=filled_in(environment, variables))
-    assert settings.database_url.startswith("postgresql://pulse:p0@")
+    assert settings.database_url.startswith(f"postgresql://pulse:{PASSWORD}@")
     assert settings.nats_url.startswith("nats://") or name == "migrate"
 
 
@@ -336,4 +364,73 @@ def test_the_requirement_s_services_are_as_it_says(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["nats-init", "ingest", "ui"])
 def test_nats_is_found_where_the_requirement_says(name: str) -> None:
-    assert services()[name]["environment"]["NATS_URL"].endswith("@iot-nats:4222")
+    assert re.sub(r"//.*@", "//", services()[name]["environment"]["NATS_URL"]) == "nats://iot-nats:4222"
+
+
+NODES = ["nats", "nats-1", "nats-2"]
+
+
+def test_the_servers_of_a_cluster_differ_in_name_and_volume_alone() -> None:
+    """And each gets what the one server gets."""
+    alone, cluster = services()["nats"], services(*LAYERS["cluster"])
+    own = {"NATS_SERVER_NAME"}
+    shared = [{key: value for key, value in cluster[name]["environment"].items() if key not in own} for name in NODES]
+    assert shared == [shared[0]] * len(NODES)
+    assert alone["environment"].items() <= shared[0].items()
+    names = [cluster[name]["environment"]["NATS_SERVER_NAME"] for name in NODES]
+    assert names == [cluster["nats"]["container_name"], "nats-1", "nats-2"]
+    routes = [value for key, value in shared[0].items() if key.startswith("NATS_ROUTE_") and "://" in value]
+    assert [url.rpartition("@")[2] for url in routes] == [f"{name}:6222" for name in names]
+    for key in ("image", "security_opt", "read_only", "cap_drop", "restart", "logging", "deploy"):
+        assert all(cluster[name][key] == alone[key] for name in NODES), key
+
+
+def test_a_server_of_a_cluster_never_gets_the_volume_of_one_that_has_run_alone() -> None:
+    """The cluster does not know its streams, and removes them."""
+    mounted = {name: _volume_of(each, "/data") for name, each in services(*LAYERS["cluster"]).items() if name in NODES}
+    assert _volume_of(services()["nats"], "/data") not in mounted.values()
+    assert len(set(mounted.values())) == len(NODES)
+
+
+def _volume_of(service: Service, target: str) -> str:
+    [source] = [mount.split(":")[0] for mount in service["volumes"] if mount.split(":")[1] == target]
+    return str(source)
+
+
+def test_whoever_works_with_nats_knows_all_servers_of_a_cluster_and_that_there_are_three_copies() -> None:
+    hosts = ["iot-nats", "nats-1", "nats-2"]
+    for name, each in services(*LAYERS["cluster"]).items():
+        alone = services().get(name, {}).get("environment", {}).get("NATS_URL")
+        if alone is None:
+            continue
+        environment = each["environment"]
+        assert environment["NATS_URL"] == ",".join(alone.replace("iot-nats", host) for host in hosts), name
+        assert environment["STREAM_REPLICAS" if name == "nats-init" else "PULSE_STREAM_REPLICAS"] == "3", name
+
+
+def test_the_servers_of_a_cluster_have_the_name_that_the_requirement_gives_it() -> None:
+    text = NATS_CONF.with_name("cluster.conf").read_text("utf-8")
+    assert "include nats.conf\n" in text
+    for line in ("name: pulse-nats-cluster", "listen: 0.0.0.0:6222"):
+        assert f"  {line}\n" in text
+        assert f"#   {line}\n" in NATS_CONF.read_text("utf-8")
+
+
+def test_whoever_drains_is_given_the_time_to() -> None:
+    """Between SIGTERM and SIGKILL; and what is drained is not awaited for longer than a message may be."""
+    for name, each in services().items():
+        if is_role(each):
+            environment = filled_in(
+                each["environment"], dict.fromkeys(variables_of(str(each["environment"])), PASSWORD)
+            )
+            assert float(each["stop_grace_period"].removesuffix("s")) > load(environment=environment).drain_s_max, name
+
+
+def test_a_role_can_be_scaled_unless_it_has_a_port_of_the_machine() -> None:
+    """`--scale ingest=4`: no name of its own, no port, no volume."""
+    scaled = [
+        name
+        for name, each in services().items()
+        if is_role(each) and not {"ports", "volumes", "container_name"} & each.keys()
+    ]
+    assert {"ingest", "maintenance", "rescue"} <= set(scaled)
