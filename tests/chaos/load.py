@@ -38,7 +38,9 @@ class Load:
 
 
 @asynccontextmanager
-async def load(base_url: str, tokens: dict[str, str], *, seed: int, name: str = "n") -> AsyncIterator[Load]:
+async def load(
+    base_url: str, tokens: dict[str, str], *, seed: int, name: str = "n", pause_s_max: float = PAUSE_S_MAX
+) -> AsyncIterator[Load]:
     """Devices send readings `<name>-1`, `<name>-2`, … until the block ends; then each is seen through to its 202."""
     made = Load(seed=seed)
     stop = asyncio.Event()
@@ -51,7 +53,7 @@ async def load(base_url: str, tokens: dict[str, str], *, seed: int, name: str = 
         for device_id, token in itertools.islice(tokens.items(), DEVICES):
             url = f"{base_url}/ingest/v1/tenant/{TENANT}/device/{device_id}/telemetry"
             headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
-            device = _Device(session, url, headers, made)
+            device = _Device(session, url, headers, made, pause_s_max)
             devices.create_task(device.run(numbers, name, stop, random.Random(chance.random())))
         try:
             yield made
@@ -65,6 +67,7 @@ class _Device:
     url: str
     headers: dict[str, str]
     made: Load
+    pause_s_max: float
 
     async def run(self, numbers: itertools.count[int], name: str, stop: asyncio.Event, chance: random.Random) -> None:
         while not stop.is_set():
@@ -74,7 +77,7 @@ class _Device:
             async with asyncio.timeout(GIVE_UP_S):
                 while not await self._accepted(reading):  # noqa: ASYNC110 - a retry, not a wait
                     await asyncio.sleep(RETRY_S)
-            await asyncio.sleep(chance.uniform(0, PAUSE_S_MAX))
+            await asyncio.sleep(chance.uniform(0, self.pause_s_max))
 
     async def _accepted(self, reading: str) -> bool:
         self.made.tries += 1

@@ -14,16 +14,17 @@ import sys
 import urllib.error
 import urllib.request
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Protocol
 
 import asyncpg
 import msgspec
 import psutil  # type: ignore[import-untyped]
 
-from chaos.load import DEVICES, TENANT, Load
+from chaos.load import DEVICES, TENANT
 from pulse.adapters.embedded import ports
 from pulse.adapters.embedded.nats_server import NatsServer
 from pulse.adapters.embedded.process import ManagedProcess
@@ -54,6 +55,9 @@ ACK_WAIT_S = 2.0
 DRAIN_S_MAX = 45.0
 AUDIT_PAUSE_S_MAX = 0.2
 TIMEOUT_S = 10.0
+PORT_TRIES = 3
+"""Others look for a free port at the same moment."""
+EXIT_CONFIGURATION = 2
 LOG_CHARACTERS_SHOWN = 12_000
 
 
@@ -88,6 +92,7 @@ class Role:
     def __init__(self, name: str, folder: Path, environment: Mapping[str, str]) -> None:
         self.name = name
         self.deaths: list[str] = []
+        self.health_url = ""
         self._folder = folder
         self._environment = dict(environment)
         self._process: ManagedProcess | None = None
@@ -104,11 +109,30 @@ class Role:
         path = self._folder / f"{self.name}.log"
         return path.read_text("utf-8") if path.exists() else ""
 
+    async def waiting_for(self) -> dict[str, str]:
+        """What `/readyz` says that it waits for, by check; empty where it is ready."""
+        checks = await asyncio.to_thread(_readiness, self.health_url)
+        return {name: check["waiting_for"] for name, check in checks.items() if not check["ok"]}
+
     async def start(self, **variables: str) -> None:
         """Start it and return when it is ready; it may also have died by then, which is told in `deaths` later."""
+        for tries_left in reversed(range(PORT_TRIES)):
+            process = self._process = self._with_port_of_its_own(variables)
+            try:
+                await asyncio.to_thread(process.start)
+            except Outage:
+                taken = process.returncode == EXIT_CONFIGURATION and tries_left
+                if process.returncode != -signal.SIGKILL and not taken:
+                    raise
+                if taken:
+                    continue
+            return
+
+    def _with_port_of_its_own(self, variables: Mapping[str, str]) -> ManagedProcess:
         health_port = ports.free_port()
-        url = f"http://127.0.0.1:{health_port}/readyz"
-        self._process = ManagedProcess(
+        self.health_url = f"http://127.0.0.1:{health_port}"
+        url = f"{self.health_url}/readyz"
+        return ManagedProcess(
             self.name,
             [sys.executable, "-m", "pulse", "serve", self.name.partition("-")[0]],
             log_path=self._folder / f"{self.name}.log",
@@ -116,11 +140,6 @@ class Role:
             environment={**self._environment, "PULSE_HEALTH_PORT": str(health_port), **variables},
             working_directory=self._folder,
         )
-        try:
-            await asyncio.to_thread(self._process.start)
-        except Outage:
-            if self._process.returncode != -signal.SIGKILL:
-                raise
 
     def kill(self) -> None:
         """kill -9."""
@@ -133,19 +152,20 @@ class Role:
         await asyncio.to_thread(self._process.stop, limit_s)
         return self._process.returncode
 
-    async def died(self, times: int) -> None:
+    async def died(self, times: int, *, limit_s: float = DRAIN_S_MAX) -> None:
         """Return once it has died so often under supervision."""
 
         async def enough() -> bool:
             return len(self.deaths) >= times
 
-        await eventually(enough, f"{self.name} died {times} times")
+        await eventually(enough, f"{self.name} died {times} times", limit_s=limit_s)
 
     @asynccontextmanager
-    async def supervised(self, **variables: str) -> AsyncIterator[Role]:
-        """Run it, `variables` being for its first life only; at the end it is killed; `deaths` tells."""
-        await self.start(**variables)
-        keeper = asyncio.create_task(self._keep(), name=f"keeper of {self.name}")
+    async def supervised(self, crash_at: Iterator[str] | None = None) -> AsyncIterator[Role]:
+        """Run it, each life armed with the next of `crash_at`; at the end it is killed; `deaths` tells."""
+        crash_at = crash_at or iter(())
+        await self.start(PULSE_CRASH_AT=next(crash_at, ""))
+        keeper = asyncio.create_task(self._keep(crash_at), name=f"keeper of {self.name}")
         try:
             yield self
         finally:
@@ -157,14 +177,24 @@ class Role:
             if not keeper.cancelled():
                 keeper.result()
 
-    async def _keep(self) -> None:
+    async def _keep(self, crash_at: Iterator[str]) -> None:
         while True:
             assert self._process is not None
             if self._process.alive:
                 await asyncio.sleep(0.02)
                 continue
             self.deaths.append(self._process.describe_exit())
-            await self.start()
+            await self.start(PULSE_CRASH_AT=next(crash_at, ""))
+
+
+def _readiness(health_url: str) -> dict[str, Any]:
+    try:
+        with urllib.request.urlopen(f"{health_url}/readyz", timeout=TIMEOUT_S) as answer:  # noqa: S310 - our own http URL
+            body = answer.read()
+    except urllib.error.HTTPError as error:
+        body = error.read()
+    checks: dict[str, Any] = msgspec.json.decode(body)["checks"]
+    return checks
 
 
 def _answers(url: str) -> bool:
@@ -173,6 +203,13 @@ def _answers(url: str) -> bool:
             return bool(answer.status == 200)
     except (urllib.error.URLError, OSError):
         return False
+
+
+class Acknowledged(Protocol):
+    """A load: reading to the sequence that its 202 named."""
+
+    @property
+    def acknowledged(self) -> Mapping[str, int]: ...
 
 
 class _Slow:
@@ -199,6 +236,7 @@ class System:
     database_url: str
     folder: Path
     topology: Declared
+    devices: int = DEVICES
     gateway_port: int = field(default_factory=ports.free_port)
     tokens: dict[str, str] = field(default_factory=dict)
     audits: list[StreamAudit] = field(default_factory=list)
@@ -237,7 +275,7 @@ class System:
         ):
             store = IdentityStore(pool)
             await store.add_tenant(TENANT)
-            devices = [NewDevice(device_id=f"d{number}") for number in range(DEVICES)]
+            devices = [NewDevice(device_id=f"d{number}") for number in range(self.devices)]
             self.tokens = await store.add_devices(TENANT, devices)
             keys = [tenant_key(TENANT), *(device_key(TENANT, device_id) for device_id in self.tokens)]
             await RegistryBucket(client).project(keys, RegistryTruth(pool).load)
@@ -313,7 +351,7 @@ class System:
             )
         return answer.delivered.stream_seq, answer.delivered.consumer_seq
 
-    async def stored_exactly(self, *loads: Load, dead: int = 0) -> None:
+    async def stored_exactly(self, *loads: Acknowledged, dead: int = 0) -> None:
         """The oracle."""
         wanted = {reading: seq for each in loads for reading, seq in each.acknowledged.items()}
         await self.drained(accepted=len(wanted) + dead)

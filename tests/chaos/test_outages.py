@@ -1,66 +1,146 @@
-"""Outages are no failures (P5): PostgreSQL stopped or frozen, with every reading still accepted and none dead."""
+"""Outages are no failures (P5): whatever is wrong with PostgreSQL, every reading is accepted, none is dead.
+
+Straight and through PgBouncer: no attempt but the first is spent on it, `/readyz` says what is waited for and why,
+and the backlog drains by itself.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import signal
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
 
 import pytest
 
+from chaos import outages
 from chaos.load import load
-from chaos.system import SEEDS, System, freeze
+from chaos.pgbouncer import PgBouncer, pgbouncer
+from chaos.system import SEEDS, System, eventually, freeze
+from conftest import PostgresServerFactory
+from pulse.adapters.embedded.nats_server import NatsServer
 from pulse.adapters.embedded.postgres_server import PostgresServer
+from pulse.topology.declared import load as load_declared
 
 pytestmark = [pytest.mark.chaos, pytest.mark.parametrize("seed", SEEDS)]
 
-AWAY_S = 3.0
+AWAY_S = 2.0
 STOP_S_MAX = 8.0
 """Its drain of 4 s, 1 s to be cancelled, 2 s for the connections, and room."""
-Back = Callable[[], Awaitable[None]]
+Outage = Callable[[PostgresServer], AbstractAsyncContextManager[None]]
+OutageBehind = Callable[[PgBouncer], AbstractAsyncContextManager[None]]
 
 
-async def stopped(postgres: PostgresServer) -> Back:
-    await asyncio.to_thread(postgres.stop)
-
-    async def back() -> None:
-        await asyncio.to_thread(postgres.start)
-
-    return back
-
-
-async def frozen(postgres: PostgresServer) -> Back:
-    """Connections stand and are taken, and nothing answers: what a full disk or a dead network looks like."""
-    assert postgres.pid is not None
-    thaw = freeze(postgres.pid)
-
-    async def back() -> None:
-        thaw()
-
-    return back
-
-
-@pytest.mark.parametrize("outage", [stopped, frozen])
-async def test_while_postgresql_is_away_all_is_accepted_and_on_its_return_all_is_stored(
-    mortal: System, postgres: PostgresServer, outage: Callable[[PostgresServer], Awaitable[Back]], seed: int
+async def endures(
+    system: System, outage: AbstractAsyncContextManager[None], *, says: str, seed: int, **variables: str
 ) -> None:
-    worker = mortal.role("ingest", PULSE_DATABASE_TIMEOUT_S="1")
-    async with mortal.role("gateway").supervised(), worker.supervised(), mortal.audited():
-        async with load(mortal.gateway_url, mortal.tokens, seed=seed) as sent:
+    """Run gateway and worker through `outage`, in which `/readyz` of the worker has to name PostgreSQL and `says`."""
+    worker = system.role("ingest", **{"PULSE_DATABASE_TIMEOUT_S": "1", **variables})
+
+    async def waiting() -> bool:
+        said = await worker.waiting_for()
+        return any("postgresql" in f"{check}: {why}" and says in why for check, why in said.items())
+
+    async def ready() -> bool:
+        return await worker.waiting_for() == {}
+
+    async with system.role("gateway").supervised(), worker.supervised(), system.audited():
+        async with load(system.gateway_url, system.tokens, seed=seed) as sent:
             await asyncio.sleep(0.5)
-            back = await outage(postgres)
-            before = len(sent.acknowledged)
-            await asyncio.sleep(AWAY_S)
-            accepted = len(sent.acknowledged) - before
-            await back()
+            async with outage:
+                before = len(sent.acknowledged)
+                await eventually(waiting, f"/readyz says {says!r}", limit_s=20)
+                await asyncio.sleep(AWAY_S)
+                accepted = len(sent.acknowledged) - before
             await asyncio.sleep(0.3)
-        await mortal.stored_exactly(sent)
+        await system.stored_exactly(sent)
+        await eventually(ready, "the worker is ready again")
     assert accepted > 100, "the gateway stood still with PostgreSQL"
     assert sent.retries == 0, sent.refused
     assert worker.deaths == []
-    delivered, deliveries = await mortal.deliveries()
+    delivered, deliveries = await system.deliveries()
     assert delivered == deliveries, "an attempt was spent on an outage"
+
+
+@pytest.mark.parametrize(
+    ("outage", "says"),
+    [
+        (outages.stopped, "connection refused"),
+        (outages.frozen, "no answer in time"),
+        (outages.read_only, "read-only transaction"),
+        (outages.no_connection_left, "remaining connection slots"),
+        (outages.role_out_of_connections, "too many connections for role"),
+    ],
+)
+async def test_while_postgresql_is_away_all_is_accepted_and_on_its_return_all_is_stored(
+    mortal: System, postgres: PostgresServer, outage: Outage, says: str, seed: int
+) -> None:
+    await endures(mortal, outage(postgres), says=says, seed=seed)
+
+
+async def test_a_deadlock_is_waited_out(mortal: System, postgres: PostgresServer, seed: int) -> None:
+    await endures(
+        mortal, outages.deadlocked(postgres), says="deadlock detected", seed=seed, PULSE_DATABASE_TIMEOUT_S="10"
+    )
+
+
+@pytest.fixture
+def small_disk(scratch: Path) -> Iterator[Path]:
+    """A file system of its own that a test may fill."""
+    with outages.small_disk(scratch / "small disk") as folder:
+        yield folder
+
+
+@pytest.fixture
+async def cramped_postgres(small_disk: Path, postgres_server_factory: PostgresServerFactory) -> PostgresServer:
+    """A PostgreSQL on it."""
+    server = postgres_server_factory(small_disk / "postgres", log_dir=small_disk.parent)
+    await asyncio.to_thread(server.start)
+    return server
+
+
+@pytest.fixture
+async def cramped(nats: NatsServer, cramped_postgres: PostgresServer, scratch: Path) -> System:
+    """A system on that."""
+    made = System(nats=nats, database_url=cramped_postgres.url, folder=scratch, topology=load_declared())
+    await made.prepare()
+    return made
+
+
+@pytest.mark.parametrize(
+    ("outage", "says"),
+    [(outages.data_disk_full, "No space left on device"), (outages.log_disk_full, "connection refused")],
+)
+async def test_a_full_disk_is_waited_out(
+    cramped: System, cramped_postgres: PostgresServer, outage: Outage, says: str, seed: int
+) -> None:
+    await endures(cramped, outage(cramped_postgres), says=says, seed=seed)
+
+
+@pytest.fixture
+async def bouncer(postgres: PostgresServer, scratch: Path) -> AsyncIterator[PgBouncer]:
+    """A PgBouncer in front of it."""
+    with pgbouncer(postgres, log_folder=scratch) as made:
+        yield made
+
+
+@pytest.mark.parametrize(
+    ("outage", "says"),
+    [
+        (outages.bouncer_stopped, "connection refused"),
+        (outages.postgres_stopped_behind, "server login has been failing"),
+        (outages.pool_taken, "query_wait_timeout"),
+        (outages.no_client_connection_left, "no more connections allowed"),
+        (outages.login_failing, "server login has been failing"),
+    ],
+)
+async def test_behind_pgbouncer_too(
+    mortal: System, bouncer: PgBouncer, outage: OutageBehind, says: str, seed: int
+) -> None:
+    through = {"DATABASE_URL": bouncer.url, "PULSE_DATABASE_TIMEOUT_S": "3"}
+    await endures(mortal, outage(bouncer), says=says, seed=seed, **through)
 
 
 async def test_a_worker_that_is_stopped_while_postgresql_is_frozen_ends_in_time(

@@ -63,8 +63,9 @@ async def test_of_5000_messages_with_7_poison_ones_4993_are_rows_in_one_pass_and
     await system.apply(topology(ack_wait_s=30.0))  # a slow machine is no second pass
     await system.pool.execute("ALTER TABLE telemetry ADD CONSTRAINT curse CHECK (device_id <> 'cursed')")
     bodies = [envelope(GOOD % number) for number in range(4993)]
+    chance = random.Random(7)
     for poison in POISON:
-        bodies.insert(random.Random(7).randrange(len(bodies)), poison)
+        bodies.insert(chance.randrange(len(bodies)), poison)
     stream = system.client.jetstream()
     for low in range(0, len(bodies), 500):
         await asyncio.gather(*(stream.publish("telemetry.t1", body) for body in bodies[low : low + 500]))

@@ -5,8 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+import msgspec
+import structlog
+
 from pulse.domain.audit import EpochRecord, RowCheck, Settled, StreamAudit, StreamFacts, StreamReading, audit
 from pulse.domain.ledger import PositionSet, position, sequence_of
+
+log = structlog.get_logger()
 
 
 class StreamReader(Protocol):
@@ -27,6 +32,13 @@ class Ledger(Protocol):
 
     async def count_rows(self, epoch: int) -> tuple[int, int]:
         """Rows of telemetry of `epoch`, and how many positions they have."""
+
+
+class AuditMetrics(Protocol):
+    """What is told of each audit."""
+
+    def audited(self, stream: str, makings: Sequence[StreamAudit]) -> None:
+        """The equation of each making of `stream`."""
 
 
 class Auditor:
@@ -86,6 +98,30 @@ class Auditor:
         rows, positions = await self._ledger.count_rows(epoch)
         settled = await self._ledger.settled(epoch)
         return RowCheck(rows_in_ledger=settled.rows, rows_in_table=rows, duplicates=rows - positions)
+
+
+class AuditWatch:
+    """Audits again and again, and raises the alarm where it finds what no earlier look has found."""
+
+    def __init__(self, *, auditor: Auditor, metrics: AuditMetrics) -> None:
+        self._auditor = auditor
+        self._metrics = metrics
+        self._expired: dict[tuple[str, int], int] = {}
+
+    async def look(self, stream: str) -> None:
+        """Once. Raises Outage."""
+        audits = await self._auditor.audit(stream)
+        self._metrics.audited(stream, audits)
+        for each in audits:
+            known = self._expired.get((stream, each.epoch), 0)
+            if each.expired > known:
+                log.error(
+                    "messages expired unprocessed", stream=stream, epoch=each.epoch, more=each.expired - known,
+                    expired=each.expired,
+                )  # fmt: skip
+            if not each.balanced:
+                log.error("the audit does not add up", **msgspec.structs.asdict(each))
+            self._expired[stream, each.epoch] = each.expired
 
 
 def _last(settled: PositionSet) -> int:

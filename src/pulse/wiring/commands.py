@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from pulse.adapters.nats.audit import AuditReader
-from pulse.adapters.nats.connection import connection
+from pulse.adapters.nats.connection import PulseClient, connection
 from pulse.adapters.nats.origin import OriginStreams
 from pulse.adapters.postgres.dead_letters import DeadLetterStore
 from pulse.adapters.postgres.ledger import LedgerReader
@@ -24,7 +24,12 @@ async def open_auditor(settings: Settings) -> AsyncIterator[Auditor]:
         connection(settings.nats_url, name="pulse audit") as client,
         _open_pool(settings, "audit") as pool,
     ):
-        yield Auditor(streams=AuditReader(client, consumer_of={TELEMETRY: INGEST_WORKERS}), ledger=LedgerReader(pool))
+        yield auditor_on(client, pool)
+
+
+def auditor_on(client: PulseClient, pool: Pool) -> Auditor:
+    """An auditor of TELEMETRY on connections that are there."""
+    return Auditor(streams=AuditReader(client, consumer_of={TELEMETRY: INGEST_WORKERS}), ledger=LedgerReader(pool))
 
 
 @asynccontextmanager

@@ -30,4 +30,13 @@ class Process:
 
     def decoder(self) -> PayloadDecoder:
         """The payload rules of the settings."""
-        return PayloadDecoder(msgspec.convert(self.settings, Bounds, from_attributes=True))
+        return PayloadDecoder(payload_bounds(self.settings))
+
+
+def payload_bounds(settings: Settings) -> Bounds:
+    """What a payload may be; a reading that retention would drop at once is too old to be accepted."""
+    bounds = msgspec.convert(settings, Bounds, from_attributes=True)
+    if not settings.telemetry_retention_days:
+        return bounds
+    kept_s = settings.telemetry_retention_days * 86_400
+    return msgspec.structs.replace(bounds, ts_past_s_max=min(bounds.ts_past_s_max, kept_s))

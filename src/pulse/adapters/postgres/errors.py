@@ -87,7 +87,12 @@ def _by_sqlstate(sqlstate: str) -> Fault:
 
 def to_outage(error: BaseException) -> Outage:
     """The Outage that `error` is; for callers that have classified it."""
-    what = str(error) or type(error).__name__
+    if isinstance(error, TimeoutError):
+        what = "no answer in time"
+    elif isinstance(error, ConnectionRefusedError):
+        what = "connection refused"
+    else:
+        what = str(error) or type(error).__name__
     return Outage(SYSTEM, f"PostgreSQL is away: {what}", hint="is it running, and is DATABASE_URL right?")
 
 
