@@ -9,12 +9,17 @@ from prometheus_client.parser import text_string_to_metric_families
 from pulse import __version__
 from pulse.runtime.metrics import (
     TABLE,
+    AuditMetrics,
+    BridgeMetrics,
     DeadLetterMetrics,
     GatewayMetrics,
     IngestMetrics,
+    MqttAccessMetrics,
     PublishMetrics,
     RegistryMetrics,
     RescueMetrics,
+    RetentionMetrics,
+    RollupMetrics,
     process_registry,
 )
 from pulse.services import gateway, ingest, rescue
@@ -42,6 +47,11 @@ def test_every_declared_metric_is_exposed_under_its_name_and_nothing_else() -> N
     rescued.rescued("stored")
     rescued.waiting("postgresql", True)
     DeadLetterMetrics(registry).kept({("invalid_json", False): 3})
+    AuditMetrics(registry).audited("TELEMETRY", [])
+    MqttAccessMetrics(registry)
+    BridgeMetrics(registry)
+    RetentionMetrics(registry)
+    RollupMetrics(registry)
     exposed = {
         name.removesuffix("_bucket").removesuffix("_sum").removesuffix("_count")
         for name, _ in read(registry)
@@ -101,6 +111,26 @@ def test_settled_messages_are_counted_by_outcome() -> None:
     assert found["pulse_ingest_waiting", (("system", "postgresql"),)] == 1
     assert found["pulse_ingest_waiting", (("system", "nats"),)] == 0
     assert found["pulse_ingest_redelivered_total", ()] == 3
+
+
+def test_what_a_bridge_received_is_what_became_of_it_and_what_is_in_hand() -> None:
+    registry = CollectorRegistry()
+    metrics = BridgeMetrics(registry)
+    metrics.watch(lambda: 2)
+    metrics.received(7)
+    for outcome, seconds in (("stored", 0.004), ("stored", 9.0), ("refused", 0.0), ("dead_letter", 0.1)):
+        metrics.settled(outcome, seconds)
+    metrics.settled("repeated", 0.0)
+    metrics.refused("rate_limited", "refused")
+    metrics.waiting("mqtt", True)
+    found = read(registry)
+    outcomes = sum(value for (name, _), value in found.items() if name == "pulse_bridge_messages_total")
+    assert found["pulse_bridge_received_total", ()] == outcomes + found["pulse_bridge_in_hand", ()]
+    assert found["pulse_bridge_ack_seconds_count", ()] == 4, "what came again has no time of its own"
+    assert found["pulse_bridge_ack_seconds_bucket", (("le", "0.005"),)] == 2
+    assert found["pulse_bridge_refused_total", (("outcome", "refused"), ("reason", "rate_limited"))] == 1
+    assert found["pulse_bridge_refused_total", (("outcome", "dead_letter"), ("reason", "invalid_json"))] == 0
+    assert found["pulse_bridge_waiting", (("system", "mqtt"),)] == 1
 
 
 def test_the_build_is_told_with_its_role() -> None:

@@ -119,7 +119,7 @@ def settle_condemned(position: int, letter: Condemned) -> Settlement:
 
 
 def _settlement(letter: DeadLetter) -> Settlement:
-    return Settlement(rows=[], signs_of_life=[], dead_letters=[letter], last_seen_us={})
+    return Settlement(rows=[], signs_of_life=[], dead_letters=[letter])
 
 
 class Filter(msgspec.Struct, frozen=True, kw_only=True):

@@ -4,7 +4,8 @@
      ├── Refusal               the sender is at fault: a 4xx at the edge, a dead letter at a worker
      │    └── LimitExceeded    it is larger, or comes more often, than a limit of ours allows
      ├── Outage                a system is away: wait, retry; nobody's message is at fault
-     │    └── Overloaded       it is there, but what waits for it has reached its bound
+     │    ├── Overloaded       it is there, but what waits for it has reached its bound
+     │    └── StreamFull       it is there, but the stream has reached its limits
      ├── ConfigurationError    the operator can mend it: settings, topology, ports        (exit code 2)
      └── CheckFailed           a check that ran to its end and found something wrong      (exit code 1)
 
@@ -37,6 +38,7 @@ class Reason(StrEnum):
     INVALID_ENVELOPE = "invalid_envelope"
     INVALID_PAYLOAD = "invalid_payload"
     INVALID_SUBJECT = "invalid_subject"
+    INVALID_TOPIC = "invalid_topic"
     INVALID_REQUEST = "invalid_request"
     TIMESTAMP_OUT_OF_RANGE = "timestamp_out_of_range"
     INVALID_ENCODING = "invalid_encoding"
@@ -101,6 +103,10 @@ class Outage(PulseError):
 
 class Overloaded(Outage):
     """The system is there, but as much waits for it as may wait: nothing of this message was sent."""
+
+
+class StreamFull(Outage):
+    """JetStream is there, but the stream takes nothing more: what it holds has reached its limits."""
 
 
 class ConfigurationError(PulseError):

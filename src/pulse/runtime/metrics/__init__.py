@@ -6,18 +6,27 @@ no service imports prometheus. Each class is made once a process, on that proces
 
 from __future__ import annotations
 
+from pulse.runtime.metrics.audit import AuditMetrics
+from pulse.runtime.metrics.bridge import BridgeMetrics
 from pulse.runtime.metrics.edge import GatewayMetrics, PublishMetrics, RegistryMetrics
+from pulse.runtime.metrics.mqtt_access import MqttAccessMetrics
+from pulse.runtime.metrics.storage import RetentionMetrics, RollupMetrics
 from pulse.runtime.metrics.table import TABLE, Declared, process_registry
 from pulse.runtime.metrics.workers import DeadLetterMetrics, IngestMetrics, RescueMetrics
 
 __all__ = [
     "TABLE",
+    "AuditMetrics",
+    "BridgeMetrics",
     "DeadLetterMetrics",
     "Declared",
     "GatewayMetrics",
     "IngestMetrics",
+    "MqttAccessMetrics",
     "PublishMetrics",
     "RegistryMetrics",
     "RescueMetrics",
+    "RetentionMetrics",
+    "RollupMetrics",
     "process_registry",
 ]

@@ -5,7 +5,10 @@ Labels are of a bounded set, never an id: tenants and devices would make a serie
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from collections.abc import Callable
+from functools import partial
+from typing import Literal, NamedTuple, TypeVar, cast
+from weakref import WeakKeyDictionary
 
 from prometheus_client import (
     CollectorRegistry,
@@ -17,9 +20,12 @@ from prometheus_client import (
     ProcessCollector,
     disable_created_metrics,
 )
+from prometheus_client.metrics import MetricWrapperBase
 
 from pulse import __version__
 from pulse.domain.errors import Reason
+
+M = TypeVar("M", bound=MetricWrapperBase)
 
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
@@ -68,6 +74,25 @@ TABLE = {
     "pulse_publish_batch_messages": Declared("histogram", "Messages in one publish", (), BATCH_MESSAGES),
     "pulse_registry_devices": Declared("gauge", "Devices that this process holds in memory"),
     "pulse_registry_repairs_total": Declared("counter", "Entries of the projection that differed from PostgreSQL"),
+    "pulse_mqtt_connections_total": Declared(
+        "counter", "Clients of the broker that were let in, or not, and why not", ("outcome",)
+    ),
+    "pulse_mqtt_authorizations_total": Declared(
+        "counter", "Topics that the broker asked about: allowed, denied", ("action", "outcome")
+    ),
+    "pulse_mqtt_disconnected_total": Declared(
+        "counter", "Connections that were ended because something was taken away from their device"
+    ),
+    "pulse_bridge_received_total": Declared("counter", "Messages that a broker handed over, repeated ones included"),
+    "pulse_bridge_messages_total": Declared(
+        "counter", "What became of them: stored, duplicate, dead_letter, refused, repeated", ("outcome",)
+    ),
+    "pulse_bridge_refused_total": Declared(
+        "counter", "Messages not accepted, kept as dead_letter or only counted (refused)", ("reason", "outcome")
+    ),
+    "pulse_bridge_ack_seconds": Declared("histogram", "Read to PUBACK, fsync included", (), REQUEST_S),
+    "pulse_bridge_in_hand": Declared("gauge", "Messages that are neither stored nor refused yet"),
+    "pulse_bridge_waiting": Declared("gauge", "1 while the bridge waits out an outage", ("system",)),
     "pulse_ingest_messages_total": Declared("counter", "Messages settled: stored, dead, already_settled", ("outcome",)),
     "pulse_ingest_redelivered_total": Declared("counter", "Messages that came once more"),
     "pulse_ingest_batch_messages": Declared("histogram", "Messages settled by one transaction", (), BATCH_MESSAGES),
@@ -78,6 +103,13 @@ TABLE = {
         "counter", "Items of DEAD_LETTERS: stored, dead, already_settled, gone, foreign", ("outcome",)
     ),
     "pulse_rescue_waiting": Declared("gauge", "1 while the rescue waits out an outage", ("system",)),
+    "pulse_audit_messages": Declared(
+        "gauge", "Where a stream's messages are: accepted = stored + dead + in_flight + expired", ("stream", "state")
+    ),
+    "pulse_retention_dropped_rows_total": Declared("counter", "Rows dropped after their time", ("series",)),
+    "pulse_retention_dropped_bytes_total": Declared("counter", "Bytes freed by that, indexes included", ("series",)),
+    "pulse_rollup_messages_total": Declared("counter", "Settled messages whose rows were added to the rollups"),
+    "pulse_rollup_pending": Declared("gauge", "Settled batches that are not in the rollups yet"),
     "pulse_dead_letters": Declared("gauge", "Dead letters kept: waiting, replayed", ("reason", "state")),
 }
 
@@ -92,16 +124,27 @@ def process_registry(*, role: str) -> CollectorRegistry:
     return registry
 
 
+_MADE: WeakKeyDictionary[CollectorRegistry, dict[str, MetricWrapperBase]] = WeakKeyDictionary()
+"""Each metric once a registry: two roles of one process count in the same one."""
+
+
 def counter(registry: CollectorRegistry, name: str) -> Counter:
     """The counter that the table declares under `name`."""
-    return Counter(name, TABLE[name].text, TABLE[name].labels, registry=registry)
+    return _once(registry, name, Counter)
 
 
 def gauge(registry: CollectorRegistry, name: str) -> Gauge:
     """The gauge that the table declares under `name`."""
-    return Gauge(name, TABLE[name].text, TABLE[name].labels, registry=registry)
+    return _once(registry, name, Gauge)
 
 
 def histogram(registry: CollectorRegistry, name: str) -> Histogram:
     """The histogram that the table declares under `name`."""
-    return Histogram(name, TABLE[name].text, TABLE[name].labels, registry=registry, buckets=TABLE[name].buckets)
+    return _once(registry, name, partial(Histogram, buckets=TABLE[name].buckets))
+
+
+def _once(registry: CollectorRegistry, name: str, make: Callable[..., M]) -> M:
+    made = _MADE.setdefault(registry, {})
+    if name not in made:
+        made[name] = make(name, TABLE[name].text, TABLE[name].labels, registry=registry)
+    return cast(M, made[name])
