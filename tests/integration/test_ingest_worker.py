@@ -26,7 +26,6 @@ from pulse.adapters.postgres.telemetry import TelemetryStore
 from pulse.domain.envelope import wrap
 from pulse.domain.subjects import MessageType
 from pulse.domain.telemetry import Bounds, PayloadDecoder
-from pulse.services import ingest as module
 from pulse.services.ingest import IngestWorker
 from pulse.topology.declared import Declared, DeclaredConsumer, load
 
@@ -72,6 +71,7 @@ class Bench:
     client: PulseClient
     pool: Pool
     metrics: Metrics = field(default_factory=Metrics)
+    keep_alive_s: float = ACK_WAIT_S / 4
 
     @contextlib.asynccontextmanager
     async def worker(self, *, batch_max: int = 5000, writers: int = 2) -> AsyncIterator[Callable[[], Awaitable[None]]]:
@@ -98,6 +98,7 @@ class Bench:
                 retry_delay_s_min=0.05,
                 retry_delay_s_max=0.2,
                 probe=lambda _: None,
+                keep_alive_s=self.keep_alive_s,
             )
             stop = asyncio.Event()
             task = asyncio.create_task(worker.run(stop), name="ingest")
@@ -189,8 +190,7 @@ async def bench_on(nats: NatsServer, database_url: str) -> AsyncIterator[Bench]:
 
 
 @pytest.fixture
-async def bench(nats: NatsServer, database: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Bench]:
-    monkeypatch.setattr(module, "KEEP_ALIVE_S", ACK_WAIT_S / 4)
+async def bench(nats: NatsServer, database: str) -> AsyncIterator[Bench]:
     async with bench_on(nats, database) as made:
         yield made
 
@@ -204,8 +204,7 @@ async def postgres(postgres_server_factory: PostgresServerFactory) -> PostgresSe
 
 
 @pytest.fixture
-async def mortal(nats: NatsServer, postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Bench]:
-    monkeypatch.setattr(module, "KEEP_ALIVE_S", ACK_WAIT_S / 4)
+async def mortal(nats: NatsServer, postgres: PostgresServer) -> AsyncIterator[Bench]:
     async with bench_on(nats, postgres.url) as made:
         yield made
 
@@ -262,11 +261,9 @@ async def test_a_stop_finishes_what_is_in_hand(bench: Bench) -> None:
     assert bench.metrics.counts["already_settled"] == 0
 
 
-async def test_two_deliveries_of_one_message_in_one_batch_are_one_row(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_two_deliveries_of_one_message_in_one_batch_are_one_row(bench: Bench) -> None:
     """A message that is redelivered while the first delivery still waits to be fetched stands beside it."""
-    monkeypatch.setattr(module, "KEEP_ALIVE_S", LIMIT_S)
+    bench.keep_alive_s = LIMIT_S
     await bench.publish(reading(1), b"{}")
     async with bench.pool.acquire() as blocker, bench.worker(writers=1):
         async with blocker.transaction():

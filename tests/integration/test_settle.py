@@ -20,6 +20,9 @@ from pulse.domain.ledger import PositionSet, position
 from pulse.domain.settlement import Message, Row, Settlement, condemn, settle
 from pulse.domain.subjects import MessageType
 from pulse.domain.telemetry import Bounds, PayloadDecoder
+from storage import ON_BOTH
+
+pytestmark = ON_BOTH
 
 NOW_MS = int(datetime(2026, 11, 23, 12, tzinfo=UTC).timestamp() * 1000)
 DECODER = PayloadDecoder(
@@ -132,13 +135,15 @@ async def test_late_and_early_readings_find_a_partition_of_their_own_day(pool: P
     await store.settle(
         settlement(message(seq, b'{"metrics":{"n":1},"ts":%b}' % ts) for seq, ts in enumerate(days, start=1))
     )
-    rows = await pool.fetch("SELECT tableoid::regclass::text AS name FROM telemetry ORDER BY ts")
-    assert [row["name"] for row in rows] == ["telemetry_20251130", "telemetry_20260228", "telemetry_20261123"]
+    rows = await pool.fetch("SELECT day FROM telemetry JOIN telemetry_days() ON relation = tableoid ORDER BY ts")
+    assert [f"{row['day']}" for row in rows] == ["2025-11-30", "2026-02-28", "2026-11-23"]
 
 
 async def test_a_partition_has_the_index_of_a_device_and_a_range(pool: Pool, store: TelemetryStore) -> None:
     await store.settle(settlement([message(1)]))
-    definitions = await pool.fetch("SELECT indexdef FROM pg_indexes WHERE tablename = 'telemetry_20261123'")
+    definitions = await pool.fetch(
+        "SELECT pg_get_indexdef(indexrelid) AS indexdef FROM telemetry_days() JOIN pg_index ON indrelid = relation"
+    )
     assert any("(tenant_id, device_id, ts DESC)" in row["indexdef"] for row in definitions)
 
 
@@ -150,7 +155,7 @@ async def test_two_that_need_the_same_new_day_both_get_it(pool: Pool) -> None:
 
 async def test_a_partition_that_was_dropped_is_made_again(pool: Pool, store: TelemetryStore) -> None:
     await store.settle(settlement([message(1)]))
-    await pool.execute("DROP TABLE telemetry_20261123")
+    await pool.execute("SELECT drop_telemetry_day(day, relation) FROM telemetry_days()")
     await store.settle(settlement([message(2)]))
     assert await stored(pool) == [2]
 
@@ -184,18 +189,10 @@ async def test_what_the_database_can_never_take_is_a_refusal_and_leaves_nothing(
     good = settlement([message(1)])
     poison = Row(position(1, 2), NOW_MS * 1000, "t1", "d1", None, None, b"{not json")
     with pytest.raises(Refusal) as refused:
-        await store.settle(Settlement([*good.rows, poison], [], [], {}))
+        await store.settle(Settlement([*good.rows, poison], [], []))
     assert refused.value.reason is Reason.REFUSED_BY_DATABASE
     assert await stored(pool) == []
     assert await pool.fetchval("SELECT count(*) FROM ledger") == 0
-
-
-async def test_last_seen_never_goes_backward(pool: Pool, store: TelemetryStore) -> None:
-    for seq, seen_us in enumerate((2_000_000, 1_000_000, 3_000_000), start=1):
-        one = settlement([message(seq)])
-        await store.settle(Settlement(one.rows, [], [], {("t1", "d1"): seen_us}))
-        seen = await pool.fetchval("SELECT extract(epoch FROM last_seen)::int FROM device_state")
-        assert seen == (2, 2, 3)[seq - 1]
 
 
 async def test_each_making_of_a_stream_has_one_number_whoever_asks(pool: Pool, store: TelemetryStore) -> None:

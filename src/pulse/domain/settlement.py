@@ -8,6 +8,7 @@ from functools import lru_cache
 import msgspec
 from msgspec import UNSET
 
+from pulse.domain.device_state import Words
 from pulse.domain.envelope import IDENTITY, Envelope, unwrap
 from pulse.domain.errors import Reason, Refusal
 from pulse.domain.ledger import PositionSet
@@ -16,6 +17,9 @@ from pulse.domain.telemetry import PayloadDecoder
 
 IDENTITIES_REMEMBERED_MAX = 16_384
 """Ids of which it is remembered that they are well formed; some 3 MB."""
+
+NUL_ESCAPED = rb"\u0000"
+"""As no JSON can have it otherwise; where it stands, it may also be an escaped backslash and four digits."""
 
 _encoder = msgspec.json.Encoder()
 
@@ -37,7 +41,7 @@ class Message(msgspec.Struct, frozen=True, gc=False):
 
 
 class Row(msgspec.Struct, frozen=True, gc=False):
-    """One row of `telemetry`; `metrics` is JSON."""
+    """One row of `telemetry`, and a Word; `metrics` is JSON, `names` its keys, `seen_us` when the edge received it."""
 
     position: int
     ts_us: int
@@ -46,14 +50,20 @@ class Row(msgspec.Struct, frozen=True, gc=False):
     seq: int | None
     site_id: str | None
     metrics: bytes
+    seen_us: int = 0
+    names: tuple[str, ...] = ()
 
 
 class SignOfLife(msgspec.Struct, frozen=True, gc=False):
-    """A heartbeat: it moves `device_state.last_seen` and leaves no row of its own."""
+    """A heartbeat: it moves `device_state.last_seen` and leaves no row of its own; a Word."""
 
     position: int
     tenant_id: str
     device_id: str
+    seen_us: int = 0
+    ts_us: int = 0
+    names: tuple[str, ...] = ()
+    metrics: bytes = b"{}"
 
 
 class DeadLetter(msgspec.Struct, frozen=True, gc=False):
@@ -68,18 +78,19 @@ class DeadLetter(msgspec.Struct, frozen=True, gc=False):
 
 
 Fate = Row | SignOfLife | DeadLetter
+NO_WORDS = Words({}, [])
 
 
 class Settlement(msgspec.Struct, frozen=True):
     """What one transaction writes: every position of a batch, each with its fate.
 
-    `last_seen_us` is, per (tenant, device), when the edge last received something, in µs since the epoch.
+    `words` are those rows and signs of life that make the state of their devices.
     """
 
     rows: Sequence[Row]
     signs_of_life: Sequence[SignOfLife]
     dead_letters: Sequence[DeadLetter]
-    last_seen_us: dict[tuple[str, str], int]
+    words: Words = NO_WORDS
 
     @property
     def positions(self) -> PositionSet:
@@ -105,7 +116,7 @@ class Settlement(msgspec.Struct, frozen=True):
             rows=[row for row in self.rows if row.position not in settled],
             signs_of_life=[sign for sign in self.signs_of_life if sign.position not in settled],
             dead_letters=[letter for letter in self.dead_letters if letter.position not in settled],
-            last_seen_us=self.last_seen_us,
+            words=self.words,
         )
 
 
@@ -115,66 +126,89 @@ def settle(messages: Iterable[tuple[int, Message]], decoder: PayloadDecoder) -> 
     Nearly all of them are as they should be, and read in one pass each. One that is not, in whatever way, is read
     again step by step, and only that decides what becomes of it.
     """
-    usual, unusual = _read_usual(messages, decoder)
-    rows, signs, last_seen_us = [*usual.rows], [*usual.signs_of_life], usual.last_seen_us
+    rows: list[Row] = []
+    signs: list[SignOfLife] = []
+    words = Words({}, [])
     dead: list[DeadLetter] = []
-    for position, message in unusual:
+    for position, message in _read_usual(messages, decoder, rows, signs, words):
         envelope: Envelope | None = None
         try:
             envelope = unwrap(message.subject, message.body)
             if envelope.msg_type is MessageType.HEARTBEAT:
                 decoder.heartbeat(envelope.payload, received_ms=envelope.ts)
-                signs.append(SignOfLife(position, envelope.tenant_id, envelope.device_id))
+                sign = SignOfLife(position, envelope.tenant_id, envelope.device_id, envelope.ts * 1000)
+                signs.append(sign)
+                _heard(words, sign)
             else:
-                rows.append(_row(position, envelope, decoder))
+                row = _row(position, envelope, decoder)
+                rows.append(row)
+                _heard(words, row)
         except Refusal as refusal:
-            dead.append(_dead_letter(position, message, refusal, envelope))
-            continue
-        device = (envelope.tenant_id, envelope.device_id)
-        if envelope.ts * 1000 > last_seen_us.get(device, 0):
-            last_seen_us[device] = envelope.ts * 1000
-    return Settlement(rows=rows, signs_of_life=signs, dead_letters=dead, last_seen_us=last_seen_us)
+            dead.append(dead_letter(position, message, refusal, envelope))
+    return Settlement(rows=rows, signs_of_life=signs, dead_letters=dead, words=words)
+
+
+def _heard(words: Words, word: Row | SignOfLife) -> None:
+    device = (word.tenant_id, word.device_id)
+    if words.last.setdefault(device, word) is not word:
+        words.others.append((device, word))
 
 
 def _read_usual(
-    messages: Iterable[tuple[int, Message]], decoder: PayloadDecoder
-) -> tuple[Settlement, list[tuple[int, Message]]]:
-    """The fates of all that nothing is the matter with, and the messages that are left; half the time of step by step.
+    messages: Iterable[tuple[int, Message]],
+    decoder: PayloadDecoder,
+    rows: list[Row],
+    signs: list[SignOfLife],
+    words: Words,
+) -> list[tuple[int, Message]]:
+    """Add the fates of all that nothing is the matter with; returns what is left. Half the time of step by step.
 
     What it takes, it takes as `unwrap` and the payload's own decoder do; what it leaves may still turn out to be good.
     """
-    rows: list[Row] = []
-    signs: list[SignOfLife] = []
     left: list[tuple[int, Message]] = []
-    last_seen_us: dict[tuple[str, str], int] = {}
     tenants: dict[str, str] = {}
+    kinds: dict[tuple[str, ...], tuple[str, ...]] = {}
+    last, others = words
     read, encode, telemetry = decoder.whole.decode, _encoder.encode, decoder.telemetry_shape
     for position, message in messages:
+        body = message.body
         try:
-            whole = read(message.body)
-            tenant_id, device_id = device = (whole.tenant_id, whole.device_id)
-            payload, received_us = whole.payload, whole.ts * 1000
+            whole = read(body)
+            device = tenant_id, device_id = whole.tenant_id, whole.device_id
+            payload, seen_us = whole.payload, whole.ts * 1000
             if tenants.get(message.subject) != tenant_id:
                 tenants[message.subject] = _check_tenant(tenant_id, message.subject)
-            seen_us = last_seen_us.get(device, 0)
-            if not seen_us:
+            before = last.get(device)
+            if before is None:
                 _check_identity(device_id)
-            ts_us = received_us if payload.ts is UNSET else decoder.timestamp_us(payload.ts, whole.ts)
-            if type(payload) is telemetry:
-                metrics, seq, site_id = encode(payload.metrics), payload.seq, payload.site_id
-                if b"\\u0000" in metrics or (site_id is not UNSET and "\x00" in site_id):
-                    left.append((position, message))
-                    continue
-                seq, site_id = None if seq is UNSET else seq, None if site_id is UNSET else site_id
-                rows.append(Row(position, ts_us, tenant_id, device_id, seq, site_id, metrics))
-            else:
-                signs.append(SignOfLife(position, tenant_id, device_id))
+            ts_us = seen_us if payload.ts is UNSET else decoder.timestamp_us(payload.ts, whole.ts)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, Refusal):
             left.append((position, message))
             continue
-        if received_us > seen_us:
-            last_seen_us[device] = received_us
-    return Settlement(rows=rows, signs_of_life=signs, dead_letters=[], last_seen_us=last_seen_us), left
+        word: Row | SignOfLife
+        if type(payload) is telemetry:
+            metrics, seq, site_id = payload.metrics, payload.seq, payload.site_id
+            said = tuple(metrics)
+            names = kinds.get(said)
+            if names is None and decoder.fits(said):
+                names = kinds[said] = said
+            if names is None or NUL_ESCAPED in body:
+                left.append((position, message))
+                continue
+            seq, site_id = None if seq is UNSET else seq, None if site_id is UNSET else site_id
+            word = Row(position, ts_us, tenant_id, device_id, seq, site_id, encode(metrics), seen_us, names)
+            rows.append(word)
+        else:
+            names = ()
+            word = SignOfLife(position, tenant_id, device_id, seen_us)
+            signs.append(word)
+        last[device] = word
+        # As `outdates` has it: the next message of a device mostly leaves the one before nothing to say.
+        if before is not None and not (
+            before.names is names and before.seen_us <= seen_us and before.ts_us <= ts_us and before.position < position
+        ):
+            others.append((device, before))
+    return left
 
 
 def _check_tenant(tenant_id: str, subject: str) -> str:
@@ -196,8 +230,8 @@ def condemn(position: int, message: Message, refusal: Refusal) -> Settlement:
         envelope = unwrap(message.subject, message.body)
     except Refusal:
         envelope = None
-    letter = _dead_letter(position, message, refusal, envelope)
-    return Settlement(rows=[], signs_of_life=[], dead_letters=[letter], last_seen_us={})
+    letter = dead_letter(position, message, refusal, envelope)
+    return Settlement(rows=[], signs_of_life=[], dead_letters=[letter])
 
 
 def _row(position: int, envelope: Envelope, decoder: PayloadDecoder) -> Row:
@@ -210,10 +244,13 @@ def _row(position: int, envelope: Envelope, decoder: PayloadDecoder) -> Row:
         seq=reading.seq,
         site_id=reading.site_id,
         metrics=msgspec.json.encode(reading.metrics),
+        seen_us=envelope.ts * 1000,
+        names=tuple(reading.metrics),
     )
 
 
-def _dead_letter(position: int, message: Message, refusal: Refusal, envelope: Envelope | None) -> DeadLetter:
+def dead_letter(position: int, message: Message, refusal: Refusal, envelope: Envelope | None = None) -> DeadLetter:
+    """A message that was refused; its `envelope` tells of which device, where it could be read."""
     error = f"{refusal.field}: {refusal.message}" if refusal.field else refusal.message
     return DeadLetter(
         position=position,

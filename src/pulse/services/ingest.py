@@ -1,8 +1,8 @@
 """The ingest worker: TELEMETRY → PostgreSQL, every position settled exactly once.
 
 Who acks, and when: `_until_settled` acks the messages of a batch after the transaction that settles them has committed,
-and only then. A crash before the commit costs a redelivery; a crash between commit and ack costs a redelivery
-that the ledger recognises.
+and only then; those whose word on their device is not written yet are left to the StateKeeper (device_state.py).
+A crash before the commit costs a redelivery; a crash between commit and ack costs one that the ledger recognises.
 
     fetch ──► handover (bounded) ──► writer × n:  decide fates ─► settle in one transaction ─► ack
                                                      ▲                  │
@@ -13,54 +13,27 @@ that the ledger recognises.
 from __future__ import annotations
 
 import asyncio
-import random
 import time
 from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import Protocol
 
 import structlog
 
 from pulse.domain.errors import Outage, Refusal
 from pulse.domain.ledger import PositionSet, positions
-from pulse.domain.retry import delay_s
 from pulse.domain.settlement import Message, Settlement, condemn, settle
 from pulse.domain.telemetry import PayloadDecoder
+from pulse.services.device_state import Answered, StateKeeper, StateStore
+from pulse.services.waiting import KEEP_ALIVE_S, Batch, Hand, Source, Waits
 
 log = structlog.get_logger()
 
-KEEP_ALIVE_S = 10.0
-"""How often a batch that waits tells the stream that it is still worked on; a third of the ack wait of 30 s."""
+SAMPLED = 10
+"""Devices of a batch whose time from edge to row is told."""
 
 
-class Batch(Protocol):
-    """Messages that arrived together, all from one making of the stream."""
-
-    @property
-    def created_ns(self) -> int:
-        """When that making was made; the server's own word, in ns since the epoch."""
-
-    @property
-    def messages(self) -> Sequence[Message]:
-        """At least one message."""
-
-
-class Source(Protocol):
-    """The stream's consumer; every call raises Outage where the stream is away."""
-
-    async def fetch(self) -> Batch | None:
-        """The next messages; None where none came within the poll time."""
-
-    async def ack(self, batch: Batch) -> None:
-        """Done with these, for good."""
-
-    async def keep_alive(self, messages: Sequence[Message]) -> None:
-        """Still working on these: start their ack wait anew, and that of what arrived and was not fetched yet."""
-
-    async def give_back(self, batch: Batch) -> None:
-        """Deliver these again, at once, to others: after this, nothing more can be fetched."""
-
-
-class Store(Protocol):
+class Store(StateStore, Protocol):
     """The database; every call raises Outage where it is away."""
 
     async def check(self) -> None:
@@ -74,6 +47,9 @@ class Store(Protocol):
 
         Raises Refusal where the database cannot take some row of it; then nothing is written.
         """
+
+    async def dead_among(self, settled: PositionSet) -> PositionSet:
+        """Those of these settled positions that are dead letters."""
 
 
 class IngestMetrics(Protocol):
@@ -107,24 +83,25 @@ class IngestWorker:
         retry_delay_s_min: float,
         retry_delay_s_max: float,
         probe: Callable[[str], None],
+        keep_alive_s: float = KEEP_ALIVE_S,
     ) -> None:
         self._source = source
         self._store = store
         self._decoder = decoder
         self._metrics = metrics
         self._writers = writers
-        self._retry_delay_s_min = retry_delay_s_min
-        self._retry_delay_s_max = retry_delay_s_max
         self._probe = probe
         self._epochs: dict[int, int] = {}
-        self._in_hand: set[Batch] = set()
-        self._waiting_since: dict[str, float] = {}
+        self._waits = Waits(metrics, delay_s_min=retry_delay_s_min, delay_s_max=retry_delay_s_max)
+        self._hand = Hand(source, keep_alive_s=keep_alive_s)
+        self._states = StateKeeper(source=source, store=store, hand=self._hand, waits=self._waits, probe=probe)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Fetch until `stop`, then finish what is in hand; returns when nothing is."""
         handover: asyncio.Queue[Batch | None] = asyncio.Queue(maxsize=1)
         async with asyncio.TaskGroup() as group:
-            keeper = group.create_task(self._keep_alive(), name="ingest-keep-alive")
+            keeper = group.create_task(self._hand.keep_alive(), name="ingest-keep-alive")
+            states = group.create_task(self._states.run(stop), name="ingest-states")
             writers = [
                 group.create_task(self._write(handover, stop), name=f"ingest-writer-{number}")
                 for number in range(self._writers)
@@ -133,6 +110,8 @@ class IngestWorker:
             for _ in writers:
                 await handover.put(None)
             await asyncio.wait(writers)
+            self._states.finish()
+            await asyncio.wait([states])
             keeper.cancel()
 
     async def _fetch(self, handover: asyncio.Queue[Batch | None], stop: asyncio.Event) -> None:
@@ -148,16 +127,16 @@ class IngestWorker:
                 if not seen:
                     await self._store.check()
                     seen = True
-                    self._recovered("postgresql")
+                    self._waits.over("postgresql")
                 batch = await self._source.fetch()
             except Outage as outage:
                 attempt += 1
-                await self._wait_out(outage, attempt, stop)
+                await self._waits.out(outage, attempt, stop)
                 continue
             attempt = 0
-            self._recovered("nats")
+            self._waits.over("nats")
             if batch:
-                self._in_hand.add(batch)
+                self._hand.take(batch, batch.messages)
                 self._probe("ingest.fetched")
                 await handover.put(batch)
 
@@ -167,26 +146,27 @@ class IngestWorker:
             if redelivered:
                 self._metrics.redelivered(redelivered)
             if not await self._until_settled(batch, stop):
-                await self._give_back(batch)
-            self._in_hand.remove(batch)
+                await self._hand.give_back(batch)
+            self._hand.drop(batch)
+            await self._states.room()
 
     async def _until_settled(self, batch: Batch, stop: asyncio.Event) -> bool:
         """Settle and ack `batch`, outages waited out; False where `stop` came during an outage."""
         attempt = 0
         while True:
             try:
-                await self._store_batch(await self._positioned(batch))
+                positioned = await self._positioned(batch)
+                await self._store_batch(batch, positioned)
                 self._probe("ingest.committed")
-                await self._source.ack(batch)
+                await self._source.ack(self._done_with(batch, positioned))
             except Outage as outage:
                 attempt += 1
                 if stop.is_set():
                     return False
-                await self._wait_out(outage, attempt, stop)
+                await self._waits.out(outage, attempt, stop)
                 continue
             self._probe("ingest.acked")
-            for system in tuple(self._waiting_since):
-                self._recovered(system)
+            self._waits.over()
             return True
 
     async def _positioned(self, batch: Batch) -> list[tuple[int, Message]]:
@@ -197,29 +177,36 @@ class IngestWorker:
         by_sequence = {message.sequence: message for message in batch.messages}
         return list(zip(positions(epoch, list(by_sequence)), by_sequence.values(), strict=True))
 
-    async def _store_batch(self, positioned: Sequence[tuple[int, Message]]) -> None:
+    def _done_with(self, batch: Batch, positioned: Sequence[tuple[int, Message]]) -> Answered:
+        """The messages of `batch` whose words are not held, and those that are no longer."""
+        held = self._states.held
+        done = [message for position, message in positioned if position not in held]
+        return Answered(batch.created_ns, [*done, *self._states.take_freed(batch.created_ns)])
+
+    async def _store_batch(self, batch: Batch, positioned: Sequence[tuple[int, Message]]) -> None:
         settlement = settle(positioned, self._decoder)
         self._probe("ingest.decoded")
-        await self._settle(settlement, positioned)
-
-    async def _settle(self, settlement: Settlement, positioned: Sequence[tuple[int, Message]]) -> None:
         started = time.monotonic()
         try:
             already = await self._store.settle(settlement)
         except Refusal as refusal:
             if len(positioned) > 1:
                 middle = len(positioned) // 2
-                await self._store_batch(positioned[:middle])
-                await self._store_batch(positioned[middle:])
+                await self._store_batch(batch, positioned[:middle])
+                await self._store_batch(batch, positioned[middle:])
                 return
             settlement = condemn(*positioned[0], refusal)
             already = await self._store.settle(settlement)
         self._count(settlement, already, time.monotonic() - started)
+        words = settlement.words
+        if already:
+            words = words.without(await self._store.dead_among(already))
+        self._states.hear(batch.created_ns, words, dict(positioned))
 
     def _count(self, settlement: Settlement, already: PositionSet, commit_s: float) -> None:
         written = settlement.without(already) if already else settlement
         now_us = time.time_ns() // 1000
-        sample = [(now_us - seen_us) / 1e6 for seen_us in list(settlement.last_seen_us.values())[:10]]
+        sample = [(now_us - word.seen_us) / 1e6 for word in islice(settlement.words.last.values(), SAMPLED)]
         self._metrics.settled(
             stored=len(written.rows) + len(written.signs_of_life),
             dead=len(written.dead_letters),
@@ -229,44 +216,3 @@ class IngestWorker:
         )
         for letter in written.dead_letters:
             log.warning("dead letter", reason=letter.reason, error=letter.error, subject=letter.message.subject)
-
-    async def _keep_alive(self) -> None:
-        """Whatever is in hand, waiting in the handover included, must not be redelivered while it is worked on."""
-        while True:
-            before = set(self._in_hand)
-            await asyncio.sleep(KEEP_ALIVE_S)
-            messages = [message for batch in before & self._in_hand for message in batch.messages]
-            if not messages:
-                continue
-            try:
-                await self._source.keep_alive(messages)
-            except Outage as outage:
-                log.warning("messages may be redelivered", error=str(outage), messages=len(messages))
-
-    async def _give_back(self, batch: Batch) -> None:
-        try:
-            await self._source.give_back(batch)
-        except Outage as outage:
-            log.warning("messages wait for redelivery", error=str(outage), messages=len(batch.messages))
-
-    async def _wait_out(self, outage: Outage, attempt: int, stop: asyncio.Event) -> None:
-        if outage.system not in self._waiting_since:
-            self._waiting_since[outage.system] = time.monotonic()
-            self._metrics.waiting(outage.system, True)
-            log.warning("waiting", system=outage.system, error=str(outage))
-        pause = delay_s(
-            attempt,
-            minimum_s=self._retry_delay_s_min,
-            maximum_s=self._retry_delay_s_max,
-            random=random.random(),  # noqa: S311 jitter, not a secret
-        )
-        try:
-            await asyncio.wait_for(stop.wait(), pause)
-        except TimeoutError:
-            return
-
-    def _recovered(self, system: str) -> None:
-        since = self._waiting_since.pop(system, None)
-        if since is not None:
-            self._metrics.waiting(system, False)
-            log.info("recovered", system=system, after_s=round(time.monotonic() - since, 2))

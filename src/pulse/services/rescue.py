@@ -15,8 +15,6 @@ One item is in hand at a time: a message that kills this process too costs no ot
 from __future__ import annotations
 
 import asyncio
-import random
-import time
 from collections.abc import Callable, Mapping
 from enum import StrEnum
 from typing import NamedTuple, Protocol
@@ -27,15 +25,12 @@ import structlog
 from pulse.domain.dead_letter import Condemned, Exhausted, bury, settle_condemned, unpack
 from pulse.domain.errors import Outage, Reason, Refusal
 from pulse.domain.ledger import PositionSet, position
-from pulse.domain.retry import delay_s
 from pulse.domain.settlement import Message, Settlement, condemn
-from pulse.services.ingest import Batch, Source
+from pulse.services.waiting import KEEP_ALIVE_S, Batch, Hand, Source, Waits
 
 log = structlog.get_logger()
 
 DEAD_LETTERS = "DEAD_LETTERS"
-KEEP_ALIVE_S = 10.0
-"""How often an item that waits is kept alive; a third of the ack wait of 30 s."""
 TRIES_MAX = 3
 """So many deaths of this process with the same message in hand, and it is buried unread."""
 
@@ -128,18 +123,15 @@ class Rescue:
         self._store = store
         self._streams = streams
         self._metrics = metrics
-        self._retry_delay_s_min = retry_delay_s_min
-        self._retry_delay_s_max = retry_delay_s_max
         self._probe = probe
-        self._keep_alive_s = keep_alive_s
         self._epochs: dict[tuple[str, int], int] = {}
-        self._in_hand: Batch | None = None
-        self._waiting_since: dict[str, float] = {}
+        self._waits = Waits(metrics, delay_s_min=retry_delay_s_min, delay_s_max=retry_delay_s_max)
+        self._hand = Hand(source, keep_alive_s=keep_alive_s)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Deal with one item after the other until `stop`; returns when none is in hand."""
         async with asyncio.TaskGroup() as group:
-            keeper = group.create_task(self._keep_alive(), name="rescue-keep-alive")
+            keeper = group.create_task(self._hand.keep_alive(), name="rescue-keep-alive")
             await self._work(stop)
             keeper.cancel()
 
@@ -156,15 +148,15 @@ class Rescue:
             except Outage as outage:
                 seen = False
                 attempt += 1
-                await self._wait_out(outage, attempt, stop)
+                await self._waits.out(outage, attempt, stop)
                 continue
             attempt = 0
-            self._recovered()
+            self._waits.over()
             if batch:
-                self._in_hand = batch
+                self._hand.take(batch, batch.messages)
                 self._probe("rescue.fetched")
                 await self._until_done(batch, stop)
-                self._in_hand = None
+                self._hand.drop(batch)
 
     async def _until_done(self, batch: Batch, stop: asyncio.Event) -> None:
         """Deal with the one item of `batch` and ack it, outages waited out; give it back where `stop` comes first."""
@@ -178,11 +170,11 @@ class Rescue:
             except Outage as outage:
                 attempt += 1
                 if stop.is_set():
-                    await self._give_back(batch)
+                    await self._hand.give_back(batch)
                     return
-                await self._wait_out(outage, attempt, stop)
+                await self._waits.out(outage, attempt, stop)
                 continue
-            self._recovered()
+            self._waits.over()
             self._metrics.rescued(outcome)
             return
 
@@ -255,42 +247,3 @@ class Rescue:
     def _gone(self, told: Exhausted) -> Outcome:
         log.error("a message expired before it could be rescued", stream=told.stream, sequence=told.stream_seq)
         return Outcome.GONE
-
-    async def _keep_alive(self) -> None:
-        while True:
-            before = self._in_hand
-            await asyncio.sleep(self._keep_alive_s)
-            if before is None or before is not self._in_hand:
-                continue
-            try:
-                await self._source.keep_alive(before.messages)
-            except Outage as outage:
-                log.warning("an item may be redelivered", error=str(outage))
-
-    async def _give_back(self, batch: Batch) -> None:
-        try:
-            await self._source.give_back(batch)
-        except Outage as outage:
-            log.warning("an item waits for redelivery", error=str(outage))
-
-    async def _wait_out(self, outage: Outage, attempt: int, stop: asyncio.Event) -> None:
-        if outage.system not in self._waiting_since:
-            self._waiting_since[outage.system] = time.monotonic()
-            self._metrics.waiting(outage.system, True)
-            log.warning("waiting", system=outage.system, error=str(outage))
-        pause = delay_s(
-            attempt,
-            minimum_s=self._retry_delay_s_min,
-            maximum_s=self._retry_delay_s_max,
-            random=random.random(),  # noqa: S311 jitter, not a secret
-        )
-        try:
-            await asyncio.wait_for(stop.wait(), pause)
-        except TimeoutError:
-            return
-
-    def _recovered(self) -> None:
-        for system, since in self._waiting_since.items():
-            self._metrics.waiting(system, False)
-            log.info("recovered", system=system, after_s=round(time.monotonic() - since, 2))
-        self._waiting_since.clear()

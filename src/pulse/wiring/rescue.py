@@ -7,12 +7,14 @@ from pulse.adapters.nats.single_consumer import SingleConsumer
 from pulse.adapters.postgres.dead_letters import RescueStore
 from pulse.domain.settlement import Message, Settlement, settle
 from pulse.domain.telemetry import PayloadDecoder
+from pulse.runtime.health import Dependency
 from pulse.runtime.lifecycle import Service
 from pulse.runtime.metrics import RescueMetrics
 from pulse.services.rescue import Rescue, Stream
 from pulse.topology.declared import load
 from pulse.wiring.process import Process
 from pulse.wiring.streams import DEAD_LETTERS, RESCUE_WORKERS, TELEMETRY, state_of
+from pulse.wiring.waiting import WatchedRescueStore
 
 
 async def rescue_services(process: Process) -> list[Service]:
@@ -22,10 +24,12 @@ async def rescue_services(process: Process) -> list[Service]:
     async def created_ns() -> int:
         return (await state_of(nats, DEAD_LETTERS)).created_ns
 
+    check = Dependency("rescue", detail="the first look at the tables")
+    process.checks.append(check)
     rescue = Rescue(
         source=SingleConsumer(nats, stream=DEAD_LETTERS, consumer=RESCUE_WORKERS, created_ns=created_ns),
         origin=OriginStreams(nats),
-        store=RescueStore(process.pool, probe=process.probe),
+        store=WatchedRescueStore(RescueStore(process.pool, probe=process.probe), check),
         streams=rescued_streams(process.decoder()),
         metrics=RescueMetrics(process.metrics),
         retry_delay_s_min=settings.retry_delay_s_min,

@@ -52,6 +52,8 @@ ACK_PREFIX = b"$JS.ACK."
 FRAME_BYTES_MAX = 4096
 """Subject and reply of a message, which the server counts as well; nats-server's max_control_line is as long."""
 
+_numbers = msgspec.json.Decoder(list[int])
+
 
 class Batch(Protocol):
     """Messages that arrived together, of the making of the stream at `created_ns`."""
@@ -116,7 +118,7 @@ class PullConsumer:
             await self._leave()
             if self._buffer and self._created_ns is not None:
                 with contextlib.suppress(Outage):  # then they come again after their ack wait
-                    await self.give_back(Fetched(self._created_ns, [_read(frame) for frame in self._buffer]))
+                    await self.give_back(Fetched(self._created_ns, _read(self._buffer)))
 
     async def fetch(self) -> Fetched | None:
         """The next batch; None where no message came within a second. Raises Outage."""
@@ -141,7 +143,7 @@ class PullConsumer:
             self._created_ns = after
             count = 0
             self._buffer.clear()
-        messages = [_read(frame) for frame in self._buffer[:count]]
+        messages = _read(self._buffer[:count]) if count else []
         del self._buffer[:count]
         if not self._buffer:
             self._arrived.clear()
@@ -260,13 +262,32 @@ async def _within(limit_s: float, event: asyncio.Event) -> bool:
     return True
 
 
-def _read(frame: Frame) -> Message:
-    subject, reply, headers, body = frame
-    target = reply.decode()
-    tokens = target.split(".")
-    # $JS.ACK.<stream>.<consumer>.<delivered>.<stream seq>.<consumer seq>.<ns>.<pending>, and since 2.10 the longer
-    # $JS.ACK.<domain>.<account>.<stream>.… of the same tail with a random token behind it.
-    attempts, sequence, _, published_ns = tokens[4:8] if len(tokens) == 9 else tokens[6:10]
-    # Not every subject is UTF-8: the server does not look.
-    name = subject.decode("utf-8", "surrogateescape")
-    return Message(name, body, headers, target, int(sequence), int(published_ns), int(attempts))
+def _read(frames: Sequence[Frame]) -> list[Message]:
+    """The messages of these frames, of which there is at least one."""
+    subjects, replies, headers, bodies = zip(*frames, strict=True)
+    # Not every subject is UTF-8: the server does not look. There are a few, one a tenant, and many messages of each.
+    names = {subject: subject.decode("utf-8", "surrogateescape") for subject in set(subjects)}
+    targets, numbers = _read_replies(replies)
+    attempts, sequences, published = numbers[0::5], numbers[1::5], numbers[3::5]
+    return list(
+        map(Message, [names[subject] for subject in subjects], bodies, headers, targets, sequences, published, attempts)
+    )
+
+
+def _read_replies(replies: Sequence[bytes]) -> tuple[list[str], list[int]]:
+    """The ack subjects as text, and the five numbers of each: attempts, stream and consumer sequence, ns, pending.
+
+    $JS.ACK.<stream>.<consumer>.<delivered>.<stream seq>.<consumer seq>.<ns>.<pending>, and since 2.10 the longer
+    $JS.ACK.<domain>.<account>.<stream>.… of the same tail with a random token behind it.
+    """
+    text = b" ".join(replies).decode()
+    targets = text.split(" ")
+    start = ".".join(targets[0].split(".", 4)[:4]) + "."
+    if text.count(start) == len(targets):
+        # All begin alike: what is left is numbers, which are read at once, a third of the time of one by one.
+        with contextlib.suppress(msgspec.DecodeError):
+            numbers = _numbers.decode(f"[{text.replace(start, '').replace('.', ',').replace(' ', ',')}]")
+            if len(numbers) == 5 * len(targets):
+                return targets, numbers
+    tails = [target.split(".") for target in targets]
+    return targets, [int(token) for tail in tails for token in (tail[4:9] if len(tail) == 9 else tail[6:11])]

@@ -28,21 +28,21 @@ _jsonb = Struct("!ib").pack
 
 
 def telemetry_rows(rows: Iterable[Row]) -> bytes:
-    """The bytes of `rows`, which stand between HEADER and TRAILER."""
+    """The bytes of `rows`, which stand between HEADER and TRAILER; quicker where those of a device are side by side."""
     parts: list[bytes] = []
-    tenants: dict[str, bytes] = {}
+    tenant_id = device_id = device = None
     for row in rows:
-        tenant = tenants.get(row.tenant_id)
-        if tenant is None:
-            tenant = tenants[row.tenant_id] = _text(row.tenant_id)
-        device, metrics = row.device_id.encode(), row.metrics
+        metrics = row.metrics
+        if device is None or row.device_id != device_id or row.tenant_id != tenant_id:
+            tenant_id, device_id = row.tenant_id, row.device_id
+            device = _text(tenant_id) + _text(device_id)
         if row.seq is not None and row.site_id is None:
             between = _seq_null_and_jsonb(8, row.seq, -1, len(metrics) + 1, 1)
         else:
             seq = _length(-1) if row.seq is None else _bigint(8, row.seq)
             between = seq + _text(row.site_id) + _jsonb(len(metrics) + 1, 1)
         start = _start_and_ts(7, 8, row.ts_us - EPOCH_2000_US)
-        parts += (start, tenant, _length(len(device)), device, between, metrics, _bigint(8, row.position))
+        parts += (start, device, between, metrics, _bigint(8, row.position))
     return b"".join(parts)
 
 

@@ -11,6 +11,7 @@ from pulse.adapters.postgres.ledger import record_epoch
 from pulse.adapters.postgres.pool import Database, Pool, transaction
 from pulse.adapters.postgres.telemetry import TelemetryStore
 from pulse.domain.dead_letter import Filter, Letter, Summary
+from pulse.domain.device_state import state_of
 from pulse.domain.ledger import PositionSet, sequence_of
 from pulse.domain.settlement import Settlement
 
@@ -124,8 +125,13 @@ class RescueStore:
             return bool(await connection.fetchval(IS_SETTLED, at))
 
     async def settle(self, stream: str, settlement: Settlement) -> PositionSet:
-        """As TelemetryStore does it; raises Refusal where the database cannot take some row of it."""
-        return await self._of(stream).settle(settlement)
+        """As TelemetryStore does it, and the words of its devices; Refusal where the database cannot take some row."""
+        store = self._of(stream)
+        already = await store.settle(settlement)
+        words = settlement.words
+        if words.last and not (already and await store.dead_among(already)):
+            await store.write_states({device: state_of(said) for device, said in words.of_each().items()})
+        return already
 
     def _of(self, stream: str) -> TelemetryStore:
         store = self._stores.get(stream)

@@ -45,7 +45,16 @@ MERGE_ROWS = """
     FROM old GROUP BY lower(positions) >> $3
 """
 COUNT_MERGEABLE = "SELECT count(*) FROM ledger WHERE settled_at < now() - make_interval(secs => $1)"
-COUNT_ROWS = "SELECT count(*), count(DISTINCT position) FROM telemetry WHERE position >= $1 AND position < $2"
+# What retention has dropped was counted then; what it has taken out and not yet dropped is in telemetry_retired.
+COUNT_ROWS = """
+    SELECT count(position) + dropped.rows, count(DISTINCT position) + dropped.rows
+    FROM (
+        SELECT coalesce(sum(rows), 0)::bigint AS rows FROM telemetry_dropped WHERE epoch = $1::bigint >> $3
+    ) AS dropped
+    LEFT JOIN (SELECT position FROM telemetry UNION ALL SELECT position FROM telemetry_retired) AS kept
+        ON position >= $1 AND position < $2
+    GROUP BY dropped.rows
+"""
 
 MERGE_ROWS_MAX = 10_000
 MERGE_AGE_S = 60.0
@@ -85,7 +94,9 @@ class LedgerReader:
     async def count_rows(self, epoch: int) -> tuple[int, int]:
         """Rows of telemetry of `epoch`, and how many positions they have: a full scan."""
         async with transaction(self._pool) as connection:
-            rows, positions = await connection.fetchrow(COUNT_ROWS, *_epoch_range(epoch), timeout=3600) or (0, 0)
+            rows, positions = await connection.fetchrow(
+                COUNT_ROWS, *_epoch_range(epoch), SEQUENCE_BITS, timeout=3600
+            ) or (0, 0)
         return rows, positions
 
     async def merge(self) -> int:

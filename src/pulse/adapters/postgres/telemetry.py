@@ -1,4 +1,4 @@
-"""Settling telemetry: ledger, rows, dead letters and device state in one transaction.
+"""Settling telemetry: ledger, rows and dead letters in one transaction; device states apart, whenever they are due.
 
 The ledger row goes first. Where another transaction is settling some of the same positions, the insert waits for
 its end; where it has settled them, the exclusion constraint refuses ours, we read what is settled, and write the rest.
@@ -11,14 +11,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 import asyncpg
 
 from pulse.adapters.postgres.binary_copy import HEADER, TELEMETRY_COLUMNS, TRAILER, telemetry_rows
+from pulse.adapters.postgres.device_state import write_states
 from pulse.adapters.postgres.errors import Fault, classify
 from pulse.adapters.postgres.ledger import record_epoch
 from pulse.adapters.postgres.pool import transaction
+from pulse.domain.device_state import Device, DeviceState
 from pulse.domain.errors import Outage, Reason, Refusal
 from pulse.domain.ledger import PositionSet
 from pulse.domain.settlement import DeadLetter, Row, Settlement
@@ -28,34 +31,37 @@ if TYPE_CHECKING:
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 DAY_US = 86_400_000_000
+HOUR_US = 3_600_000_000
 DEAD_LETTER_COLUMNS = (
     "stream", "position", "subject", "tenant_id", "device_id", "reason", "error", "headers", "body",
     "attempts", "published_at",
 )  # fmt: skip
 
+# What is entered is noted for the rollups (rollups.py), with the hours that its rows touch.
 INSERT_LEDGER = """
-    INSERT INTO ledger (positions, dead, telemetry_rows) VALUES ($1::text::int8multirange, $2::text::int8multirange, $3)
-    ON CONFLICT DO NOTHING RETURNING id
+    WITH entry AS (
+        INSERT INTO ledger (positions, dead, telemetry_rows)
+        VALUES ($1::text::int8multirange, $2::text::int8multirange, $3)
+        ON CONFLICT DO NOTHING RETURNING id, positions
+    ), pending AS (
+        INSERT INTO rollup_pending (positions, hours)
+        SELECT positions, $4::text::int4multirange FROM entry WHERE $3::bigint > 0
+    )
+    SELECT id FROM entry
 """
 SELECT_SETTLED = """
     SELECT coalesce(range_agg(settled.positions * batch.positions), '{}')::text
     FROM (SELECT $1::text::int8multirange AS positions) AS batch
     JOIN ledger AS settled ON settled.positions && batch.positions
 """
-UPSERT_DEVICE_STATE = """
-    INSERT INTO device_state (tenant_id, device_id, last_seen)
-    SELECT tenant_id, device_id, to_timestamp(seen_us / 1e6)
-    FROM unnest(string_to_array($1, ','), string_to_array($2, ','), string_to_array($3, ',')::bigint[])
-        AS seen (tenant_id, device_id, seen_us)
-    ORDER BY tenant_id, device_id
-    ON CONFLICT (tenant_id, device_id) DO UPDATE SET last_seen = excluded.last_seen
-    WHERE device_state.last_seen < excluded.last_seen
+SELECT_DEAD = """
+    SELECT coalesce(range_agg(settled.dead * asked.positions), '{}')::text
+    FROM (SELECT $1::text::int8multirange AS positions) AS asked
+    JOIN ledger AS settled ON settled.positions && asked.positions
 """
 CHECK_TABLES = "SELECT FROM ledger, telemetry, dead_letters, device_state, stream_epochs LIMIT 0"
 ROWS_AT_ONCE = 500
-LAST_SEEN_STEP_US = 1_000_000
-"""A device that talks all the time moves its last_seen once a second: in every batch it would cost as much as COPY."""
-LAST_SEEN_REMEMBERED_MAX = 20_000
+_device_id = attrgetter("device_id")
 RACES_MAX = 20
 """How often another worker may settle part of the same batch in between; each time there is less left to write."""
 
@@ -68,7 +74,6 @@ class TelemetryStore:
         self._stream = stream
         self._probe = probe
         self._days: set[date] = set()
-        self._last_seen_us: dict[tuple[str, str], int] = {}
 
     async def epoch(self, created_ns: int) -> int:
         """The number of the making of the stream at `created_ns`, recorded where it is new. Raises Outage."""
@@ -96,19 +101,23 @@ class TelemetryStore:
                 raise Refusal(Reason.REFUSED_BY_DATABASE, f"{type(error).__name__}: {error}") from error
             raise
 
+    async def dead_among(self, settled: PositionSet) -> PositionSet:
+        """Those of these settled positions that are dead letters. Raises Outage."""
+        async with transaction(self._pool) as connection:
+            return PositionSet.parse(await connection.fetchval(SELECT_DEAD, str(settled)))
+
+    async def write_states(self, states: Mapping[Device, DeviceState]) -> None:
+        """Take these into account. Raises Outage; then some may be written."""
+        await write_states(self._pool, states)
+
     async def _settle(self, settlement: Settlement) -> PositionSet:
         await self._ensure_days(settlement.rows)
         async with transaction(self._pool) as connection:
             already = await self._claim(connection, settlement)
             left = settlement.without(already) if already else settlement
-            last_seen_us = self._news(left.last_seen_us) if len(left) else {}
             if len(left):
                 await self._write(connection, left)
-                await self._move_last_seen(connection, last_seen_us)
                 self._probe("ingest.before_commit")
-        if len(self._last_seen_us) > LAST_SEEN_REMEMBERED_MAX:
-            self._last_seen_us.clear()
-        self._last_seen_us |= last_seen_us
         return already
 
     async def _claim(self, connection: Connection, settlement: Settlement) -> PositionSet:
@@ -120,7 +129,10 @@ class TelemetryStore:
                 return already
             positions = left.positions
             assert len(positions) == len(left), "a settlement has two fates for one position"
-            entry = await connection.fetchval(INSERT_LEDGER, str(positions), str(left.dead_positions), len(left.rows))
+            hours = PositionSet.of({row.ts_us // HOUR_US for row in left.rows})
+            entry = await connection.fetchval(
+                INSERT_LEDGER, str(positions), str(left.dead_positions), len(left.rows), str(hours)
+            )
             if entry is not None:
                 self._probe("ingest.ledger_written")
                 return already
@@ -129,8 +141,10 @@ class TelemetryStore:
 
     async def _write(self, connection: Connection, settlement: Settlement) -> None:
         if settlement.rows:
+            # Rows of one device side by side find their place in the index near one another: 1 µs a row in PostgreSQL.
+            rows = sorted(settlement.rows, key=_device_id)
             await connection.copy_to_table(
-                "telemetry", source=_copied(settlement.rows), columns=TELEMETRY_COLUMNS, format="binary"
+                "telemetry", source=_copied(rows), columns=TELEMETRY_COLUMNS, format="binary"
             )
             self._probe("ingest.rows_copied")
         if settlement.dead_letters:
@@ -139,22 +153,6 @@ class TelemetryStore:
                 records=[self._dead_letter(letter) for letter in settlement.dead_letters],
                 columns=DEAD_LETTER_COLUMNS,
             )
-
-    def _news(self, last_seen_us: Mapping[tuple[str, str], int]) -> dict[tuple[str, str], int]:
-        """What is a step or more later than what this process has written."""
-        known = self._last_seen_us
-        return {
-            device: seen_us
-            for device, seen_us in last_seen_us.items()
-            if seen_us - known.get(device, -LAST_SEEN_STEP_US) >= LAST_SEEN_STEP_US
-        }
-
-    async def _move_last_seen(self, connection: Connection, last_seen_us: Mapping[tuple[str, str], int]) -> None:
-        if last_seen_us:
-            tenants, devices = zip(*last_seen_us, strict=True)
-            # No id has a comma in it; an element of an array costs asyncpg 2 µs.
-            columns = (tenants, devices, map(str, last_seen_us.values()))
-            await connection.execute(UPSERT_DEVICE_STATE, *map(",".join, columns))
 
     async def _ensure_days(self, rows: Iterable[Row]) -> None:
         """A partition for each day; in a transaction of its own, so that its lock is short."""
