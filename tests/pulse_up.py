@@ -32,7 +32,7 @@ READY_S_MAX = 60.0
 COMMAND_S_MAX = 60.0
 END_S_MAX = 30.0
 """How long an ending process is waited for; that it ends within five seconds is asserted where it is the claim."""
-HEALTH_PORTS = 4
+HEALTH_PORTS = 8
 
 
 def wait_for(condition: Callable[[], bool], what: str, *, limit_s: float = READY_S_MAX) -> None:
@@ -57,12 +57,13 @@ class Ports:
     ui: int
     nats: int
     nats_monitor: int
+    mqtt: int
     postgres: int
     health: int
 
     @classmethod
     def free(cls) -> Ports:
-        """Six places that nobody has now."""
+        """Places that nobody has now."""
         taken: set[int] = set()
 
         def take(count: int) -> int:
@@ -78,6 +79,7 @@ class Ports:
             ui=take(1),
             nats=take(1),
             nats_monitor=take(1),
+            mqtt=take(1),
             postgres=take(1),
             health=take(HEALTH_PORTS),
         )
@@ -89,6 +91,7 @@ class Ports:
             "ui_port": str(self.ui),
             "embedded_nats_port": str(self.nats),
             "embedded_nats_monitor_port": str(self.nats_monitor),
+            "embedded_mqtt_port": str(self.mqtt),
             "embedded_postgres_port": str(self.postgres),
             "health_port": str(self.health),
         }
@@ -96,7 +99,7 @@ class Ports:
     def listened_on(self) -> list[int]:
         """Those of them that somebody listens on now."""
         health = range(self.health, self.health + HEALTH_PORTS)
-        numbers = (self.gateway, self.ui, self.nats, self.nats_monitor, self.postgres, *health)
+        numbers = (self.gateway, self.ui, self.nats, self.nats_monitor, self.mqtt, self.postgres, *health)
         return [number for number in numbers if not _is_free(number)]
 
 
@@ -165,6 +168,13 @@ class Instance:
     def curl(self) -> str:
         """The command that it printed for pasting, with its continuation lines."""
         found = re.search(r"^ +(curl (?:.*\\\n)*.*)$", self.output, re.MULTILINE)
+        assert found, self.output
+        return found[1]
+
+    @property
+    def mosquitto_pub(self) -> str:
+        """The other command that it printed for pasting."""
+        found = re.search(r"^ +(mosquitto_pub (?:.*\\\n)*.*)$", self.output, re.MULTILINE)
         assert found, self.output
         return found[1]
 

@@ -171,6 +171,58 @@ def test_a_killed_gateway_costs_retries_and_no_message(instance: Instance) -> No
     assert report["answers"]["no answer"] > 0
 
 
+def test_over_mqtt_confirmed_is_stored_each_message_once_and_the_audit_agrees(running: Instance) -> None:
+    """Each device has a connection, also where a process may at first have fewer open files than there are devices."""
+    arguments = ["--protocol", "mqtt", "--tenant", "sim-mqtt-1", "--rate", "100", "--duration", "3"]
+    command = simulate(running, *arguments, "--devices", "60", "--heartbeats", "0.1", "--duplicates", "0.2")
+    done = subprocess.run(
+        ["sh", "-c", 'ulimit -Sn 50; exec "$@"', "sh", *command],
+        cwd=running.folder,
+        env=running.environment,
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert (report["ok"], report["protocol"]) == (True, "mqtt")
+    assert report["accepted"] + report["heartbeats"] == report["sent"] > 0
+    assert report["answers"] == {"puback": report["sent"] + report["sent_twice"]}
+    assert report["storage"]["stored"] == report["accepted"] == rows(running, "sim-mqtt-1")
+    assert report["storage"]["missing"] == report["storage"]["duplicates"] == 0
+
+
+def test_over_mqtt_a_killed_nats_server_costs_retries_and_no_message(instance: Instance) -> None:
+    """With every connection of a device, which comes back by itself."""
+    instance.start()
+    arguments = ["--protocol", "mqtt", "--tenant", "sim", "--rate", "50", "--duration", "8"]
+    with simulating(instance, *arguments) as process:
+        instance.child(["nats-server"]).kill()
+        code, report, error = ended(process)
+    assert (code, report["ok"]) == (0, True), error
+    assert report["retried"] > 0
+    assert report["accepted"] == report["sent"]
+    assert report["storage"]["duplicates"] == 0
+
+
+def test_over_mqtt_ctrl_c_ends_the_sending_and_not_the_check(running: Instance) -> None:
+    arguments = ["--protocol", "mqtt", "--tenant", "sim-mqtt-2", "--rate", "50", "--duration", "600"]
+    with simulating(running, *arguments) as process:
+        process.send_signal(signal.SIGINT)
+        code, report, error = ended(process)
+    assert (code, report["ok"], report["interrupted"]) == (0, True, True), error
+    assert 0 < report["accepted"] == report["sent"] < report["planned"]
+
+
+def test_no_broker_is_one_line_and_makes_no_tenant(running: Instance, free_port: int) -> None:
+    url = f"mqtt://127.0.0.1:{free_port}"
+    done = running.pulse("simulate", "--protocol", "mqtt", "--tenant", "sim-mqtt-3", "--broker", url)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"pulse: no broker answers at 127.0.0.1:{free_port}")
+    assert "sim-mqtt-3" not in running.pulse("tenant", "list").stdout
+
+
 def test_no_gateway_is_one_line_and_makes_no_tenant(running: Instance, free_port: int) -> None:
     done = running.pulse("simulate", "--tenant", "sim-6", "--gateway", f"http://127.0.0.1:{free_port}")
     assert (done.returncode, done.stdout) == (1, "")

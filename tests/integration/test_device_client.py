@@ -10,8 +10,9 @@ import pytest
 from aiohttp import web
 
 from pulse.adapters.http import device
-from pulse.adapters.http.device import NO_ANSWER, Answer, DeviceClient, Message, open_device_client
+from pulse.adapters.http.device import NO_ANSWER, Answer, DeviceClient, open_device_client
 from pulse.domain.errors import ConfigurationError, Outage
+from pulse.domain.simulation import Message
 
 MESSAGE = Message("t-1", "token", "telemetry", b'{"metrics":{"t":1}}', "key-1")
 

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -164,10 +165,21 @@ def test_the_secrets_are_made_once(scratch: Path) -> None:
         first = folder.secrets()
     with DataFolder(scratch) as folder:
         assert folder.secrets() == first
-    values = {first.nats_password, first.postgresql_password, first.postgresql_superuser_password}
-    assert len(values) == 3
+    values = {getattr(first, each.name) for each in fields(first)}
+    assert len(values) == len(fields(first)) == 6
     assert min(len(value) for value in values) == 32
     assert not any(value in repr(first) for value in values)
+
+
+def test_a_folder_of_an_older_version_gets_the_secrets_that_it_lacks_and_keeps_the_others(scratch: Path) -> None:
+    (scratch / "secrets.toml").write_text('nats_password = "n"\npostgresql_password = "p"\n')
+    with DataFolder(scratch) as folder:
+        first = folder.secrets()
+    assert (first.nats_password, first.postgresql_password) == ("n", "p")
+    assert len(first.mqtt_issuer_secret) == 32
+    assert (scratch / "secrets.toml").stat().st_mode & 0o777 == 0o600
+    with DataFolder(scratch) as folder:
+        assert folder.secrets() == first
 
 
 def test_a_damaged_secrets_file_is_told_and_not_replaced(scratch: Path) -> None:

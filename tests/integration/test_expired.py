@@ -149,9 +149,7 @@ async def publish(system: Bench, up_to: int) -> None:
         assert await system.publish(body, subject=subject) == [sequence]
 
 
-def pulse(
-    command: str, nats: NatsServer, database: str, folder: Path
-) -> tuple[int, dict[str, Any], str]:
+def pulse(command: str, nats: NatsServer, database: str, folder: Path) -> tuple[int, dict[str, Any], str]:
     """Run a command; its exit code, its JSON, and what it says on stderr."""
     environment = {
         **{name: value for name, value in os.environ.items() if name in {"PATH", "HOME", "LANG"}},

@@ -262,7 +262,7 @@ async def test_a_mirror_waits_for_a_bucket_that_is_not_there_yet(client: Client)
 
 async def test_the_reconciler_makes_the_bucket_what_postgresql_says(client: Client, database: str) -> None:
     async with open_connection(database, timeout_s=10, application_name="test") as migrator:
-        await migrate(migrator, available()[:1])
+        await migrate(migrator, available())
     async with open_pool(database, size_max=2, timeout_s=10, application_name="test") as pool:
         store, truth, bucket = IdentityStore(pool), RegistryTruth(pool), RegistryBucket(client)
         await store.add_tenant("acme")

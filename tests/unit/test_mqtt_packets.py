@@ -105,7 +105,7 @@ def test_properties_of_a_message_are_skipped() -> None:
         (
             Version.V5,
             b"\x20\x13\x00\x00\x10\x13\x00\x0a\x24\x01\x2a\x00\x26\x00\x01a\x00\x01b\x1f\x00\x00",
-            Connack(False, 0, keep_alive_s=10, qos_max=1, shared_subscriptions=False),
+            Connack(False, 0, keep_alive_s=10, shared_subscriptions=False),
         ),
         (Version.V5, b"\x20\x09\x00\x87\x06\x1f\x00\x03bad", Connack(False, 0x87, reason="bad")),
         (Version.V3_1_1, b"\x90\x04\x00\x01\x01\x80", Suback(1, b"\x01\x80")),

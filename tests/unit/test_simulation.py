@@ -12,14 +12,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pulse.adapters.http.device import Answer, DeviceClient, Message
+from pulse.adapters.http.device import Answer
 from pulse.adapters.postgres.simulation import RunReader
-from pulse.cli.simulate_drain import AuditTotals
+from pulse.cli import simulate_drain
+from pulse.cli.simulate_drain import AuditTotals, drain
 from pulse.cli.simulate_load import Load, Plan
 from pulse.cli.simulate_report import fault_of
+from pulse.domain.audit import StreamAudit
 from pulse.domain.identity import is_id
 from pulse.domain.ledger import PositionSet
-from pulse.domain.simulation import DEVICES_MAX, INSTALLED_S, KINDS, Fleet, kind_of
+from pulse.domain.simulation import DEVICES_MAX, INSTALLED_S, KINDS, Fleet, Message, kind_of
 from pulse.domain.tally import LATENCY_GROWTH, Latencies, Outcome, Storage, StoredRows, Tally, compare
 from pulse.domain.telemetry import Bounds, PayloadDecoder
 from pulse.runtime.settings import Settings
@@ -215,7 +217,7 @@ async def send(gateway: Gateway, *, stop: bool = False, **changes: float) -> Loa
     asked = asyncio.Event()
     if stop:
         asked.set()
-    load = Load(client=cast(DeviceClient, gateway), plan=plan, tokens=[f"token-{n}" for n in range(5)], stop=asked)
+    load = Load(client=gateway, plan=plan, tokens=[f"token-{n}" for n in range(5)], stop=asked)
     await load.run(cast(RunReader, Stored()))
     return load
 
@@ -256,3 +258,40 @@ async def test_nothing_is_sent_once_it_is_stopped() -> None:
     load = await send(gateway, stop=True)
     assert gateway.messages == []
     assert load.tally.sent == 0
+
+
+class Auditor:
+    """Says one audit after the other, the last one for ever."""
+
+    def __init__(self, *accepted: int) -> None:
+        self.left = list(accepted)
+
+    async def audit(self, stream: str) -> list[StreamAudit]:
+        accepted = self.left.pop(0) if len(self.left) > 1 else self.left[0]
+        return [StreamAudit(stream=stream, epoch=1, accepted=accepted, stored=accepted, dead=0, in_flight=0, expired=0)]
+
+
+async def test_what_a_broker_has_confirmed_is_waited_for_until_it_is_in_the_stream(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Until then the audit is balanced, and knows nothing of it."""
+    monkeypatch.setattr(simulate_drain, "POLL_S", 0.0)
+
+    async def never() -> bool:
+        return False
+
+    async def ten(totals: AuditTotals) -> bool:
+        return totals.accepted >= 10
+
+    assert (await drain(Auditor(0, 0, 4, 10), all_stored=never)).accepted == 0
+    assert (await drain(Auditor(0, 0, 4, 10), all_stored=never, all_arrived=ten)).accepted == 10
+
+
+async def test_what_never_arrives_is_not_waited_for_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(simulate_drain, "POLL_S", 0.0)
+    monkeypatch.setattr(simulate_drain, "STALL_S_MAX", 0.01)
+
+    async def no(*_: object) -> bool:
+        return False
+
+    assert (await drain(Auditor(4), all_stored=no, all_arrived=no)).accepted == 4

@@ -149,7 +149,7 @@ async def test_what_comes_within_the_second_waits_and_is_written_when_the_worker
     assert bench.world.written["t", "d"] == state_of([row(2)])
 
 
-async def test_a_word_that_is_outdated_frees_its_message(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_word_that_is_outdated_frees_its_message() -> None:
     async with running() as bench:
         bench.hear(row(1))
         bench.hear(row(2))

@@ -33,6 +33,7 @@ COMMANDS = {
         "pulse.cli.dead_letters:dead_letters",
         "List, show, replay and purge what could not be processed.",
     ),
+    "doctor": ("pulse.cli.doctor:doctor", "Look at everything, and say what is wrong and what to do."),
     "audit": ("pulse.cli.audit:audit", "Prove that every accepted message is accounted for."),
     "tail": ("pulse.cli.tail:tail", "Follow messages as they come."),
     "simulate": ("pulse.cli.simulate:simulate", "Be many devices, and check that every message arrived."),

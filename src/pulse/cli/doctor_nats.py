@@ -20,7 +20,7 @@ from pulse.topology.declared import Declared
 VERSION_MIN = (2, 12, 0)
 """Atomic batches."""
 RATE_OVER_S = 1.0
-STORAGE_WARNING_SHARE = 0.85
+STORAGE_WARNING_SHARE, STORAGE_FAILING_SHARE = 0.85, 0.98
 MORE = "`pulse streams status` shows more"
 
 
@@ -88,7 +88,7 @@ async def persistence(client: PulseClient, monitor_port: int) -> list[Finding]:
     if config.max_storage > 0:
         share = stats.storage / config.max_storage
         text = f"{bytes_text(stats.storage)} of {bytes_text(config.max_storage)} used"
-        status = graded(share, warning_at=STORAGE_WARNING_SHARE, failing_at=0.98)
+        status = graded(share, warning_at=STORAGE_WARNING_SHARE, failing_at=STORAGE_FAILING_SHARE)
         findings.append(finding("nats disk", status, text, "raise max_file_store in nats.conf, if the disk has room"))
     return findings
 

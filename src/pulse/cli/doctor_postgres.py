@@ -35,7 +35,8 @@ PAGE_RECORDS = 1000
 async def server(pool: Pool) -> list[Finding]:
     """Whether it answers, takes writes, is new enough; which tier it is, and its clock."""
     found = await DatabaseFacts(pool).server()
-    text = f"PostgreSQL {found.version}, {found.tier}, {bytes_text(found.bytes)}, answers in {found.round_trip_s:.4f} s"
+    tier = "no tables yet" if found.tier is None else f"tier {found.tier}"
+    text = f"PostgreSQL {found.version}, {tier}, {bytes_text(found.bytes)}, answers in {found.round_trip_s:.4f} s"
     advice = ""
     if found.standby or found.read_only:
         why = "a standby" if found.standby else "default_transaction_read_only is on"

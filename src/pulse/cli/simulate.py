@@ -1,6 +1,6 @@
 """`pulse simulate`: be many devices, and prove afterwards that every accepted message is stored once.
 
-    make tenant, devices, tokens ─► wait until the gateway admits them ─► send ─► wait for the pipeline ─► compare
+    make tenant, devices, tokens ─► wait until they are admitted ─► send ─► wait for the pipeline ─► compare
 
 Ctrl-C while it sends ends the sending and goes on behind it; a second one, or one at any other time, ends at once.
 """
@@ -9,22 +9,21 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 import click
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from pulse.adapters.http.device import DeviceClient, Message, open_device_client
 from pulse.adapters.postgres.pool import open_pool
 from pulse.adapters.postgres.simulation import RunReader
 from pulse.app import open_auditor
 from pulse.cli.context import Context, as_async, console, json_option, print_json, progress_console
 from pulse.cli.identities import open_identities
 from pulse.cli.interrupt import Interrupt
-from pulse.cli.simulate_drain import drain, read_totals
+from pulse.cli.simulate_drain import AuditTotals, drain, read_totals
+from pulse.cli.simulate_entrance import Target, open_entrance
 from pulse.cli.simulate_load import Load, Plan
 from pulse.cli.simulate_report import Report, report_of, table_of
 from pulse.domain.errors import CheckFailed, Outage, Reason, Refusal
@@ -32,24 +31,10 @@ from pulse.domain.identity import NewDevice, check_tenant_id
 from pulse.domain.registry import device_key, tenant_key
 from pulse.domain.simulation import DEVICES_MAX, Fleet
 from pulse.domain.tally import MESSAGES_MAX, Outcome, Storage, compare
-from pulse.runtime.settings import Settings
 
 TENANT = "demo-sim"
-ADMISSION_S_MAX = 30.0
-ADMISSION_POLL_S = 0.05
-ADMISSION_CHECKED_MAX = 50
-"""Devices whose admission is waited for: the last one, which the edge hears of last, and others spread over all."""
 SHOWN_EVERY_S = 0.2
 CLOCK_MARGIN = timedelta(seconds=5)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Target:
-    """Where the run goes."""
-
-    settings: Settings
-    tenant_id: str
-    gateway_url: str
 
 
 @click.command()
@@ -71,10 +56,15 @@ class Target:
     help="How long to send.",
 )
 @click.option("--tenant", "tenant_id", metavar="TENANT_ID", default=TENANT, show_default=True, help="Made if need be.")
-@click.option("--protocol", type=click.Choice(["http"]), default="http", show_default=True, expose_value=False)
+@click.option("--protocol", type=click.Choice(["http", "mqtt"]), default="http", show_default=True)
 @click.option("--gateway", "gateway_url", metavar="URL", help="Default: gateway_host and gateway_port of the settings.")
+@click.option("--broker", "broker_url", metavar="URL", help="With --protocol mqtt; default: mqtt_url of the settings.")
 @click.option(
-    "--connections", type=click.IntRange(1, 10_000), default=256, show_default=True, help="Open at the same time."
+    "--connections",
+    type=click.IntRange(1, 10_000),
+    default=256,
+    show_default=True,
+    help="Messages under way at the same time; with MQTT each device has a connection of its own.",
 )
 @click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="The same seed, the same fleet.")
 @click.option("--heartbeats", type=click.FloatRange(0, 1), default=0, help="Part of the messages that are heartbeats.")
@@ -91,7 +81,9 @@ async def simulate(
     rate: float,
     duration_s: float,
     tenant_id: str,
+    protocol: str,
     gateway_url: str | None,
+    broker_url: str | None,
     connections: int,
     seed: int,
     heartbeats: float,
@@ -117,11 +109,11 @@ async def simulate(
         # Above the numbers of every run before it, so that a row is known by its device and number.
         seq_base=time.time_ns() // 1000,
     )
-    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings.gateway_host, settings.gateway_host)  # noqa: S104
     target = Target(
         settings=settings,
         tenant_id=check_tenant_id(tenant_id),
-        gateway_url=gateway_url or f"http://{host}:{settings.gateway_port}",
+        protocol=protocol,
+        url=broker_url if protocol == "mqtt" else gateway_url,
     )
     report = await _run(plan, target)
     if as_json:
@@ -135,7 +127,7 @@ async def simulate(
 async def _run(plan: Plan, target: Target) -> Report:
     settings = target.settings
     async with (
-        open_device_client(target.gateway_url, tenant_id=target.tenant_id, connections=plan.connections) as client,
+        open_entrance(target, devices=plan.fleet.size, connections=plan.connections) as entrance,
         open_auditor(settings) as auditor,
         open_pool(
             settings.database_url,
@@ -144,14 +136,15 @@ async def _run(plan: Plan, target: Target) -> Report:
             application_name="pulse simulate",
         ) as pool,
     ):
-        await client.check()
+        await entrance.check()
         before = await read_totals(auditor)
         tokens = await _make_devices(plan.fleet, target)
-        await _wait_for_admission(client, plan.fleet.device_ids(), tokens)
+        await entrance.admit(plan.fleet.device_ids(), tokens)
+        progress_console.print(f"{plan.fleet.size:,} devices are ready", style="dim", highlight=False)
         reader = RunReader(pool, target.tenant_id)
         since = datetime.now(UTC) - CLOCK_MARGIN
         with Interrupt() as interrupt:
-            load = Load(client=client, plan=plan, tokens=tokens, stop=interrupt.asked)
+            load = Load(client=entrance.client, plan=plan, tokens=tokens, stop=interrupt.asked)
             async with _shown(load, plan):
                 duration_s = await load.run(reader)
             interrupt.now_ends_at_once()
@@ -162,8 +155,13 @@ async def _run(plan: Plan, target: Target) -> Report:
             async def all_stored() -> bool:
                 return (await storage()).missing == 0
 
+            async def all_arrived(totals: AuditTotals) -> bool:
+                """A broker has confirmed what the bridge may not have passed on yet."""
+                confirmed = load.tally.by_outcome[Outcome.ACCEPTED] + load.tally.by_outcome[Outcome.HEARTBEAT]
+                return target.protocol != "mqtt" or totals.accepted - before.accepted >= confirmed
+
             try:
-                after = await drain(auditor, all_stored=all_stored)
+                after = await drain(auditor, all_stored=all_stored, all_arrived=all_arrived)
             except Outage as outage:
                 accepted = load.tally.by_outcome[Outcome.ACCEPTED]
                 raise CheckFailed(
@@ -172,6 +170,7 @@ async def _run(plan: Plan, target: Target) -> Report:
                 ) from outage
             return report_of(
                 load.tally,
+                protocol=target.protocol,
                 tenant_id=target.tenant_id,
                 interrupted=interrupt.asked.is_set(),
                 duration_s=duration_s,
@@ -211,22 +210,6 @@ async def _make_devices(fleet: Fleet, target: Target) -> list[str]:
             if not await identities.project(keys, on_progress=lambda done: progress.advance(task, done)):
                 raise Outage("nats", "the gateway cannot be told of the devices")
     return list(tokens.values())
-
-
-async def _wait_for_admission(client: DeviceClient, ids: Sequence[str], tokens: Sequence[str]) -> None:
-    """Return once the gateway knows the tokens. Its word is the refusal of an empty payload, so nothing is stored."""
-    deadline = time.monotonic() + ADMISSION_S_MAX
-    step = max(1, len(ids) // ADMISSION_CHECKED_MAX)
-    for number in (len(ids) - 1, *range(0, len(ids) - 1, step)):
-        probe = Message(ids[number], tokens[number], "telemetry", b"{}", "admission")
-        while (answer := await client.send(probe)).status != 422:
-            if time.monotonic() > deadline:
-                raise CheckFailed(
-                    f"the gateway did not admit device {ids[number]} within {ADMISSION_S_MAX:.0f} s: {answer.status}",
-                    hint="is it a gateway of this system, and is the device enabled? `pulse device show` tells",
-                )
-            await asyncio.sleep(ADMISSION_POLL_S)
-    progress_console.print(f"{len(ids):,} devices are ready", style="dim", highlight=False)
 
 
 @asynccontextmanager

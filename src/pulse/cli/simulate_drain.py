@@ -65,13 +65,25 @@ async def read_totals(auditor: Auditor) -> AuditTotals:
     )
 
 
-async def drain(auditor: Auditor, *, all_stored: Callable[[], Awaitable[bool]]) -> AuditTotals:
+async def nothing_more(_totals: AuditTotals) -> bool:
+    """For a protocol whose confirmation says that the message is in the stream."""
+    return True
+
+
+async def drain(
+    auditor: Auditor,
+    *,
+    all_stored: Callable[[], Awaitable[bool]],
+    all_arrived: Callable[[AuditTotals], Awaitable[bool]] = nothing_more,
+) -> AuditTotals:
     """The audit once nothing is in flight; or once all of ours is stored, or nothing has moved for STALL_S_MAX.
 
-    An outage is waited out for as long; then it is raised.
+    `all_arrived` says whether what was confirmed has come into the stream, as after a broker's confirmation it need not
+    have. An outage is waited out for as long; then it is raised.
     """
     began_at = moved_at = time.monotonic()
     least: int | None = None
+    most = -1
     with Progress(
         TextColumn("{task.description}"),
         console=progress_console,
@@ -84,11 +96,12 @@ async def drain(auditor: Auditor, *, all_stored: Callable[[], Awaitable[bool]]) 
             try:
                 totals = await read_totals(auditor)
                 outage = None
-                if totals.in_flight == 0:
+                arrived = await all_arrived(totals)
+                if totals.in_flight == 0 and arrived:
                     return totals
-                if least is None or totals.in_flight < least:
-                    least, moved_at = totals.in_flight, time.monotonic()
-                if time.monotonic() - began_at > BUSY_S and await all_stored():
+                if least is None or totals.in_flight < least or (not arrived and totals.accepted > most):
+                    least, most, moved_at = totals.in_flight, totals.accepted, time.monotonic()
+                if arrived and time.monotonic() - began_at > BUSY_S and await all_stored():
                     return totals
                 progress.update(shown, description=f"waiting for the pipeline: {totals.in_flight:,} in flight")
             except Outage as error:

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Protocol
 
-from pulse.adapters.http.device import ACCEPTED, NO_ANSWER, Answer, DeviceClient, Message
 from pulse.adapters.postgres.simulation import RunReader
 from pulse.domain.errors import Outage
-from pulse.domain.simulation import Fleet
-from pulse.domain.tally import NO_ANSWER as NO_ANSWER_NAME
+from pulse.domain.simulation import Fleet, Message
 from pulse.domain.tally import Latencies, Outcome, Tally
 
 LATE_S = 0.1
@@ -30,9 +29,39 @@ PROBE_PAUSE_S = 0.05
 PROBE_S_MAX = 30.0
 
 
+class Answer(Protocol):
+    """What one try came to."""
+
+    @property
+    def name(self) -> str:
+        """What it is counted under."""
+
+    @property
+    def accepted(self) -> bool:
+        """Whether whoever answered has the message."""
+
+    @property
+    def final(self) -> bool:
+        """Whether trying again would change nothing."""
+
+    @property
+    def duplicate(self) -> bool:
+        """Whether it says that the message was there before."""
+
+
+class Client(Protocol):
+    """The devices' side of a protocol."""
+
+    async def deliver(self, message: Message, *, told: Callable[[Answer], None], stopped: Callable[[], bool]) -> Answer:
+        """The last answer; `told` hears of every one, and with `stopped` there is no other try."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What is to be sent: `count` messages, `rate` a second, as sequence numbers from `seq_base` on."""
+    """What is to be sent: `count` messages, `rate` a second, as sequence numbers from `seq_base` on.
+
+    `connections` is how many are under way at the same time.
+    """
 
     fleet: Fleet
     rate: float
@@ -61,7 +90,7 @@ class Sent:
 class Load:
     """Sends `plan` through `client` and keeps the books in `tally`."""
 
-    def __init__(self, *, client: DeviceClient, plan: Plan, tokens: Sequence[str], stop: asyncio.Event) -> None:
+    def __init__(self, *, client: Client, plan: Plan, tokens: Sequence[str], stop: asyncio.Event) -> None:
         self._client = client
         self._plan = plan
         self._tokens = tokens
@@ -137,11 +166,11 @@ class Load:
             nonlocal tries
             tries += 1
             tally.retried += tries > 1
-            tally.answers[NO_ANSWER_NAME if answer.status == NO_ANSWER else str(answer.status)] += 1
+            tally.answers[answer.name] += 1
 
         started_at = time.monotonic()
         answer = await self._client.deliver(message, told=told, stopped=self._stop.is_set)
-        if answer.status != ACCEPTED:
+        if not answer.accepted:
             tally.settle(number, Outcome.REFUSED if answer.final else Outcome.UNCONFIRMED)
             return
         tally.latencies.record(time.monotonic() - due_at)

@@ -8,6 +8,8 @@ from rich.table import Table
 from pulse.cli.simulate_drain import AuditTotals
 from pulse.domain.tally import Latencies, Outcome, Storage, Tally
 
+CONFIRMED_BY = {"http": "answered 202", "mqtt": "confirmed with a PUBACK"}
+
 
 class Latency(msgspec.Struct, frozen=True, kw_only=True):
     """In milliseconds, of `count` messages."""
@@ -38,6 +40,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
     ok: bool
     fault: str
+    protocol: str
     tenant_id: str
     devices: int
     interrupted: bool
@@ -64,6 +67,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 def report_of(
     tally: Tally,
     *,
+    protocol: str,
     tenant_id: str,
     interrupted: bool,
     duration_s: float,
@@ -78,6 +82,7 @@ def report_of(
     return Report(
         ok=not fault,
         fault=fault,
+        protocol=protocol,
         tenant_id=tenant_id,
         devices=tally.devices,
         interrupted=interrupted,
@@ -132,13 +137,13 @@ def table_of(report: Report) -> Table:
     rate = report.sent / report.duration_s if report.duration_s else 0.0
     _row(table, "sent", report.sent, f"by {report.devices:,} devices in {report.duration_s:.1f} s, {rate:,.0f}/s")
     if report.never_sent:
-        why = "it was stopped" if report.interrupted else "all connections were busy until the time was up"
+        why = "it was stopped" if report.interrupted else "as many were under way as may be, until the time was up"
         _row(table, "  never sent", report.never_sent, why)
     _row(table, "  late", report.late, "sent more than 0.1 s behind its time")
     _row(table, "  sent twice", report.sent_twice, "on purpose, under the same key")
     _row(table, "  retried", report.retried, "tries after the first")
-    _row(table, "accepted", report.accepted, "answered 202")
-    _row(table, "  heartbeats", report.heartbeats, "answered 202 as well; they make no row")
+    _row(table, "accepted", report.accepted, CONFIRMED_BY[report.protocol])
+    _row(table, "  heartbeats", report.heartbeats, "the same; they make no row")
     _row(table, "  recognised", report.recognised_as_duplicate, "202s that name the message accepted before")
     _row(table, "refused", report.refused, "for good")
     _row(table, "unconfirmed", report.unconfirmed, "no final answer; may be stored or not")
@@ -153,7 +158,7 @@ def table_of(report: Report) -> Table:
     if report.dead_letters:
         _row(table, "dead letters", report.dead_letters, "of this tenant since the run began")
     table.add_row()
-    table.add_row("latency", "", _latency(report.latency) + "   from its time to the 202")
+    table.add_row("latency", "", _latency(report.latency) + "   from its time to its confirmation")
     table.add_row("to the row", "", _latency(report.stored_after) + f"   of {report.stored_after.count:,} watched")
     table.add_row(
         "audit",

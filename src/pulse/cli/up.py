@@ -2,7 +2,7 @@
 
     stage 1   nats-server, PostgreSQL              then topology and migrations, from here
     stage 2   ingest; maintenance with rescue      a process each
-    stage 3   gateway, ui                          last in, first out: nothing is accepted that nobody would store
+    stage 3   gateway, bridge, ui                  last in, first out: nothing is accepted that nobody would store
 
 Each is restarted when it dies; all end with this process, however it ends.
 """
@@ -25,11 +25,12 @@ import msgspec
 from rich.console import Console
 
 from pulse.adapters.embedded.data_folder import DataFolder
-from pulse.adapters.embedded.nats_server import NatsServer
+from pulse.adapters.embedded.nats_server import MqttListener, NatsServer
 from pulse.adapters.embedded.ports import NeededPort, check_ports
 from pulse.adapters.embedded.postgres_server import PostgresServer
 from pulse.adapters.embedded.process import ManagedProcess
 from pulse.adapters.embedded.supervisor import Supervisor
+from pulse.adapters.nats.nkeys import AccountKey
 from pulse.app import Role
 from pulse.cli.context import Context
 from pulse.cli.demo import DEMO_DEVICE, DEMO_TENANT, prepare
@@ -46,6 +47,7 @@ PROCESSES = {
     Role.GATEWAY: (Role.GATEWAY,),
     Role.INGEST: (Role.INGEST,),
     Role.MAINTENANCE: (Role.MAINTENANCE, Role.RESCUE),
+    Role.BRIDGE: (Role.BRIDGE,),
     Role.UI: (Role.UI,),
 }
 """The roles of each process, which has the name, log and health port of its first one.
@@ -55,7 +57,12 @@ Rescue takes in what has killed a worker. Should it die of that too, it takes al
 
 TOLD_TO_OTHER_COMMANDS = (
     "nats_url", "database_url", "gateway_host", "gateway_port", "ui_host", "ui_port", "health_host", "health_port",
+    "embedded_nats_monitor_port", "mqtt_url",
 )  # fmt: skip
+BRIDGE_S_OWN = ("mqtt_password", "mqtt_issuer_secret", "mqtt_access_url")
+"""What no other process of ours is told."""
+BRIDGE_CLIENT_ID = "pulse-bridge"
+"""Whatever this machine is called: under another name the session, and what waits in it, would be left behind."""
 OWN_NAMES = {name: key for key, name in ENVIRONMENT_BY_OWN_NAME.items()}
 
 
@@ -75,25 +82,7 @@ def up(context: Context, gateway_port: int | None) -> None:
         signal.signal(number, lambda *_: stop.set())
     with DataFolder(Path(settings.data_dir)) as folder:
         check_ports(_ports(settings))
-        secrets = folder.secrets()
-        nats = NatsServer(
-            folder.nats,
-            port=settings.embedded_nats_port,
-            monitor_port=settings.embedded_nats_monitor_port,
-            password=secrets.nats_password,
-            log_dir=folder.log,
-        )
-        postgres = PostgresServer(
-            folder.postgres,
-            port=settings.embedded_postgres_port,
-            password=secrets.postgresql_password,
-            superuser_password=secrets.postgresql_superuser_password,
-            log_dir=folder.log,
-            pg_bin=settings.pg_bin,
-        )
-        settings = msgspec.structs.replace(
-            settings, nats_url=nats.url, database_url=postgres.url, data_dir=str(folder.path)
-        )
+        nats, postgres, settings = _servers(settings, folder)
         with Supervisor(stop_s_max=STOP_S_MAX) as supervisor:
             with _step(console, "nats-server and PostgreSQL"):
                 supervisor.start(nats, postgres)
@@ -104,8 +93,8 @@ def up(context: Context, gateway_port: int | None) -> None:
             roles = _roles(settings, folder)
             with _step(console, "ingest and maintenance"):
                 supervisor.start(roles[Role.INGEST], roles[Role.MAINTENANCE])
-            with _step(console, "gateway and control API"):
-                supervisor.start(roles[Role.GATEWAY], roles[Role.UI])
+            with _step(console, "gateway, bridge and control API"):
+                supervisor.start(roles[Role.GATEWAY], roles[Role.BRIDGE], roles[Role.UI])
             _print_ready(settings, folder, nats, demo_token)
             supervisor.wait(stop)
             folder.remove_instance()
@@ -113,7 +102,48 @@ def up(context: Context, gateway_port: int | None) -> None:
     console.print("stopped; the data are kept", style="dim")
 
 
-def _health_port(settings: Settings, role: Role) -> int:
+def _servers(settings: Settings, folder: DataFolder) -> tuple[NatsServer, PostgresServer, Settings]:
+    """Both servers, not started, and the settings with what it takes to reach them."""
+    secrets = folder.secrets()
+    nats = NatsServer(
+        folder.nats,
+        port=settings.embedded_nats_port,
+        monitor_port=settings.embedded_nats_monitor_port,
+        password=secrets.nats_password,
+        log_dir=folder.log,
+        mqtt=MqttListener(
+            port=settings.embedded_mqtt_port,
+            bridge_password=secrets.mqtt_bridge_password,
+            access_password=secrets.mqtt_access_password,
+            issuer=AccountKey(secrets.mqtt_issuer_secret).public,
+        ),
+    )
+    postgres = PostgresServer(
+        folder.postgres,
+        port=settings.embedded_postgres_port,
+        password=secrets.postgresql_password,
+        superuser_password=secrets.postgresql_superuser_password,
+        log_dir=folder.log,
+        pg_bin=settings.pg_bin,
+    )
+    settings = msgspec.structs.replace(
+        settings,
+        nats_url=nats.url,
+        database_url=postgres.url,
+        data_dir=str(folder.path),
+        mqtt_url=f"mqtt://127.0.0.1:{settings.embedded_mqtt_port}",
+        mqtt_version="3.1.1",
+        mqtt_username=MqttListener.BRIDGE_USER,
+        mqtt_password=secrets.mqtt_bridge_password,
+        mqtt_client_id=BRIDGE_CLIENT_ID,
+        mqtt_access_url=nats.access_url,
+        mqtt_issuer_secret=secrets.mqtt_issuer_secret,
+    )
+    return nats, postgres, settings
+
+
+def health_port(settings: Settings, role: Role) -> int:
+    """Where the process of `role` answers for its health."""
     return settings.health_port + list(Role).index(role)
 
 
@@ -122,13 +152,14 @@ def _ports(settings: Settings) -> Iterator[NeededPort]:
     yield NeededPort(
         purpose="NATS monitoring", number=settings.embedded_nats_monitor_port, setting="embedded_nats_monitor_port"
     )
+    yield NeededPort(purpose="MQTT", number=settings.embedded_mqtt_port, setting="embedded_mqtt_port")
     yield NeededPort(purpose="PostgreSQL", number=settings.embedded_postgres_port, setting="embedded_postgres_port")
     yield NeededPort(
         purpose="the gateway", number=settings.gateway_port, setting="gateway_port", host=settings.gateway_host
     )
     yield NeededPort(purpose="the control API", number=settings.ui_port, setting="ui_port", host=settings.ui_host)
     for role in PROCESSES:
-        number = _health_port(settings, role)
+        number = health_port(settings, role)
         yield NeededPort(
             purpose=f"the health of {role}", number=number, setting="health_port", host=settings.health_host
         )
@@ -140,7 +171,7 @@ def _roles(settings: Settings, folder: DataFolder) -> dict[Role, ManagedProcess]
             role,
             [sys.executable, "-m", "pulse", "serve", *together],
             log_path=folder.log / f"{role}.log",
-            ready=_answers(f"http://{settings.health_host}:{_health_port(settings, role)}/readyz"),
+            ready=_answers(f"http://{settings.health_host}:{health_port(settings, role)}/readyz"),
             environment=_environment(settings, role),
             orphan_signal=signal.SIGTERM,
         )
@@ -151,9 +182,11 @@ def _roles(settings: Settings, folder: DataFolder) -> dict[Role, ManagedProcess]
 def _environment(settings: Settings, role: Role) -> dict[str, str]:
     """Every setting as this process has it, so that a child decides nothing anew."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith(ENVIRONMENT_PREFIX)}
+    if role is not Role.BRIDGE:
+        settings = msgspec.structs.replace(settings, **dict.fromkeys(BRIDGE_S_OWN, ""))
     for name, value in msgspec.structs.asdict(settings).items():
         environment[OWN_NAMES.get(name, ENVIRONMENT_PREFIX + name.upper())] = str(value)
-    environment[f"{ENVIRONMENT_PREFIX}HEALTH_PORT"] = str(_health_port(settings, role))
+    environment[f"{ENVIRONMENT_PREFIX}HEALTH_PORT"] = str(health_port(settings, role))
     return environment
 
 
@@ -188,6 +221,7 @@ Pulse is up.  Ctrl-C stops it.
 
   gateway      {gateway}   (/livez /readyz /metrics)
   control API  http://{settings.ui_host}:{settings.ui_port}/api/v1   (/api/v1/openapi.json)
+  MQTT         {settings.mqtt_url}   (3.1.1; user name TENANT_ID/DEVICE_ID, password the token)
   NATS         nats://127.0.0.1:{nats.port}   monitoring {nats.monitor_url}
   PostgreSQL   postgresql://127.0.0.1:{settings.embedded_postgres_port}/pulse
   data, logs   {folder.path}
@@ -204,6 +238,11 @@ Pulse is up.  Ctrl-C stops it.
     -H 'Authorization: Bearer {demo_token}' \\
     -H 'Content-Type: application/json' \\
     -d '{{"metrics":{{"temperature":21.5,"door":"closed"}}}}'
+
+The same by MQTT:
+
+  mosquitto_pub -p {settings.embedded_mqtt_port} -q 1 -u {DEMO_TENANT}/{DEMO_DEVICE} -P {demo_token} \\
+    -t tenant/{DEMO_TENANT}/device/{DEMO_DEVICE}/telemetry -m '{{"metrics":{{"temperature":21.5}}}}'
 
 See it arrive with `pulse tail`, make load with `pulse simulate`, prove that nothing is lost with `pulse audit`.
 """

@@ -61,6 +61,16 @@ class Fleet:
         return fraction > 0 and chance(self.seed, purpose, message) < fraction
 
 
+class Message(msgspec.Struct, frozen=True, gc=False):
+    """What a device sends: `kind` is `telemetry` or `heartbeat`, `key` the same for each try of it."""
+
+    device_id: str
+    token: str
+    kind: str
+    body: bytes
+    key: str
+
+
 class Character(msgspec.Struct, frozen=True, gc=False):
     """What makes a device itself: its own chance, the same at every reading."""
 

@@ -1,7 +1,7 @@
 """The books of a simulated run: what became of each message that was sent, weighed against what is stored.
 
-    unsent ─► unconfirmed ─► accepted       a 202: a row has to be there, once
-                         ├─► heartbeat      a 202 to a heartbeat, which makes no row
+    unsent ─► unconfirmed ─► accepted       a 202 or a PUBACK: a row has to be there, once
+                         ├─► heartbeat      the same to a heartbeat, which makes no row
                          └─► refused        any other final answer: no row may be there
 
 A message is one byte here, and its number says all else: device = number % devices, its own count = number // devices.
@@ -72,7 +72,7 @@ class Tally:
         self.devices = devices
         self.count = count
         self.answers: Counter[str] = Counter()
-        """Every answer by its HTTP status, those to retries included, and NO_ANSWER."""
+        """Every answer by its name (an HTTP status, or what a broker did), those to retries included, and NO_ANSWER."""
         self.sent = 0
         self.sent_twice = 0
         self.retried = 0

@@ -23,7 +23,7 @@ Rate = Annotated[float, Meta(ge=0, le=1_000_000)]
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What every role runs with; see the module for where a value comes from."""
+    """What every role runs with; every bound has a concrete default, and its unit in its name."""
 
     # where the systems are
     nats_url: Text = "nats://127.0.0.1:4222"
@@ -44,7 +44,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ts_past_s_max: Count = 366 * 86_400
     ts_future_s_max: Count = 3600
 
-    # how often it may send, as each gateway process counts, where its tenant has no limits of its own; 0 is no limit
+    # how often it may send, as each gateway and bridge counts, where its tenant has no limits of its own; 0 is no limit
     device_messages_per_s: Rate = 200.0
     device_messages_burst: Count = 5000
     """Above a whole batch several times, so that a backlog can be sent."""

@@ -13,22 +13,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import random
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from functools import partial
 from typing import Protocol, TypeVar
-
-import structlog
 
 from pulse.domain.errors import Outage
 from pulse.domain.mqtt import Arrival
-from pulse.domain.retry import delay_s
 from pulse.services.bridge_admission import Devices
 from pulse.services.bridge_hand import Hand
 from pulse.services.bridge_ports import BridgeMetrics, Connection
-
-log = structlog.get_logger()
+from pulse.services.waiting import Waits
 
 T = TypeVar("T")
 
@@ -87,9 +81,7 @@ class Bridge:
         self._devices = devices
         self._last_sequences = last_sequences
         self._link = link
-        self._metrics = metrics
-        self._pause_s = partial(delay_s, minimum_s=retry_delay_s_min, maximum_s=retry_delay_s_max)
-        self._waiting_since: dict[str, float] = {}
+        self._waits = Waits(metrics, delay_s_min=retry_delay_s_min, delay_s_max=retry_delay_s_max)
         self.has_subscribed = False
         """Whether the broker has had our subscription once, since when it keeps what comes for us."""
 
@@ -120,7 +112,9 @@ class Bridge:
                 await self._one_connection(stop)
             except Outage as outage:
                 attempt = 1 if time.monotonic() - opened_at > STABLE_S else attempt + 1
-                await self._wait_out(outage, attempt, stop)
+                if outage.system == "mqtt":
+                    self._link.down(str(outage))
+                await self._waits.out(outage, attempt, stop)
 
     async def _one_connection(self, stop: asyncio.Event) -> None:
         """Returns when it was told to stop, and nothing is in hand; raises Outage where the connection ends before."""
@@ -130,7 +124,8 @@ class Bridge:
             connection = await _unless(stop, self._broker.connect(self))
             if connection is not None:
                 self.has_subscribed = True
-                self._recovered()
+                self._link.up()
+                self._waits.over()
                 await self._serve(connection, stop)
         finally:
             self._hand.lost()
@@ -143,22 +138,6 @@ class Bridge:
             raise why
         connection.pause()
         await self._hand.empty.wait()
-
-    async def _wait_out(self, outage: Outage, attempt: int, stop: asyncio.Event) -> None:
-        if outage.system == "mqtt":
-            self._link.down(str(outage))
-        if outage.system not in self._waiting_since:
-            self._waiting_since[outage.system] = time.monotonic()
-            self._metrics.waiting(outage.system, True)
-            log.warning("waiting", system=outage.system, error=str(outage))
-        await _pause(self._pause_s(attempt, random=random.random()), stop)  # noqa: S311 jitter, not a secret
-
-    def _recovered(self) -> None:
-        self._link.up()
-        for system, since in self._waiting_since.items():
-            self._metrics.waiting(system, False)
-            log.info("recovered", system=system, after_s=round(time.monotonic() - since, 2))
-        self._waiting_since.clear()
 
 
 async def _pause(seconds: float, stop: asyncio.Event) -> None:

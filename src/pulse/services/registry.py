@@ -68,7 +68,7 @@ class DeviceRegistry:
     def may_speak(self, tenant_id: str, device_id: str) -> bool:
         """Whether device and tenant are known and enabled: for an edge behind which somebody else asked for a token."""
         packed = self._known.devices.get(tenant_id, _NO_DEVICES).get(device_id, _NOBODY)
-        return packed[0] == 1 and self._known.tenants.get(tenant_id, False)
+        return packed[0] == 1 and self.tenant_enabled(tenant_id)
 
     def tenant_enabled(self, tenant_id: str) -> bool:
         """Whether the tenant is known and enabled."""

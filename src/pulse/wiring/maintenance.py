@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
-from pulse.adapters.nats.audit import AuditReader
 from pulse.adapters.nats.registry import RegistryBucket
 from pulse.adapters.postgres.dead_letters import DeadLetterStore
 from pulse.adapters.postgres.ledger import LedgerReader
@@ -14,12 +13,13 @@ from pulse.adapters.postgres.rollups import RollupStore
 from pulse.domain.rollup import Series
 from pulse.runtime.lifecycle import Service
 from pulse.runtime.metrics import AuditMetrics, DeadLetterMetrics, RegistryMetrics, RetentionMetrics, RollupMetrics
-from pulse.services.audit import Auditor, AuditWatch
+from pulse.services.audit import AuditWatch
 from pulse.services.maintenance import Chore, Maintenance, Turn
 from pulse.services.reconcile import RegistryReconciler
 from pulse.services.retention import Retention
+from pulse.wiring.commands import auditor_on
 from pulse.wiring.process import Process
-from pulse.wiring.streams import INGEST_WORKERS, TELEMETRY, state_of
+from pulse.wiring.streams import TELEMETRY, state_of
 
 
 async def maintenance_services(process: Process) -> list[Service]:
@@ -29,8 +29,7 @@ async def maintenance_services(process: Process) -> list[Service]:
     reconciler = RegistryReconciler(truth=RegistryTruth(pool), projection=RegistryBucket(nats))
     repairs, letters_kept = RegistryMetrics(metrics), DeadLetterMetrics(metrics)
 
-    auditor = Auditor(streams=AuditReader(nats, consumer_of={TELEMETRY: INGEST_WORKERS}), ledger=ledger)
-    watch = AuditWatch(auditor=auditor, metrics=AuditMetrics(metrics))
+    watch = AuditWatch(auditor=auditor_on(nats, pool), metrics=AuditMetrics(metrics))
 
     async def partitions() -> None:
         today = datetime.now(UTC).date()

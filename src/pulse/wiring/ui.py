@@ -8,14 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pulse.adapters.nats.audit import AuditReader
 from pulse.adapters.nats.connection import PulseClient
 from pulse.adapters.nats.errors import SYSTEM
 from pulse.adapters.nats.registry import RegistryBucket
 from pulse.adapters.nats.stream_status import StreamStatusReader
 from pulse.adapters.postgres.access import ChangeLog, KeyStore
 from pulse.adapters.postgres.identity import IdentityStore
-from pulse.adapters.postgres.ledger import LedgerReader
 from pulse.adapters.postgres.pool import Pool, Scoped
 from pulse.adapters.postgres.registry import RegistryTruth
 from pulse.adapters.postgres.telemetry_query import TelemetryReader
@@ -28,12 +26,11 @@ from pulse.domain.query import QueryBounds
 from pulse.runtime.health import health_app
 from pulse.runtime.http import Application, UvicornService
 from pulse.runtime.lifecycle import Service
-from pulse.services.audit import Auditor
 from pulse.services.control import Control, OpenReach, Reach
 from pulse.topology.declared import load
+from pulse.wiring.commands import auditor_on
 from pulse.wiring.mqtt_access import mqtt_hooks
 from pulse.wiring.process import Process
-from pulse.wiring.streams import INGEST_WORKERS, TELEMETRY
 
 EDGE_TIMEOUT_S = 2.0
 """How long a change waits for the edge to be told; the maintenance role does it otherwise."""
@@ -72,11 +69,10 @@ def open_reach_on(pool: Pool, *, query_s_max: float, presence_after: PresenceAft
 async def ui_services(process: Process) -> list[Service]:
     """The HTTP service, with its address taken; what is not below `/api/` is a broker's question, or about health."""
     settings, nats, pool = process.settings, process.nats, process.pool
-    auditor = Auditor(streams=AuditReader(nats, consumer_of={TELEMETRY: INGEST_WORKERS}), ledger=LedgerReader(pool))
     control = Control(
         open_reach=open_reach_on(pool, query_s_max=settings.query_s_max, presence_after=settings.presence_after()),
         edge=RegistryEdge(nats, pool),
-        auditor=auditor,
+        auditor=auditor_on(nats, pool),
         streams=StreamStatusReader(nats, load(stream_replicas=settings.stream_replicas)),
     )
     bounds = ControlBounds(

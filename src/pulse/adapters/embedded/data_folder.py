@@ -28,9 +28,12 @@ LEFTOVERS_S_MAX = 10.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Secrets:
-    """The passwords of the embedded servers; made once for a data folder."""
+    """The passwords of the embedded servers, and what the key is made of that lets devices in; made once a folder."""
 
     nats_password: str
+    mqtt_bridge_password: str
+    mqtt_access_password: str
+    mqtt_issuer_secret: str
     postgresql_password: str
     postgresql_superuser_password: str
 
@@ -83,25 +86,23 @@ class DataFolder:
         self._release()
 
     def secrets(self) -> Secrets:
-        """The passwords; made at the first call in a new folder.
+        """The secrets; made at the first call in a new folder, and those that an older version did not know.
 
         Raises ConfigurationError for a damaged file. Without the file, new ones are made and the servers take them.
         """
         path = self.path / SECRETS_FILE
-        names = [field.name for field in fields(Secrets)]
-        if not path.exists():
-            values = {name: secrets.token_urlsafe(SECRET_BYTES) for name in names}
-            _write_toml(path, values)
-            return Secrets(**values)
         try:
-            found = tomllib.loads(path.read_text("utf-8"))
-            values = {name: str(found[name]) for name in names}
+            found = tomllib.loads(path.read_text("utf-8")) if path.exists() else {}
         except OSError as error:
             raise ConfigurationError(f"cannot read {path}: {error.strerror}") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError, KeyError) as error:
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ConfigurationError(
                 f"{path} is damaged", hint="remove it: new passwords are made, the data stay"
             ) from error
+        names = [field.name for field in fields(Secrets)]
+        values = {name: str(found.get(name) or secrets.token_urlsafe(SECRET_BYTES)) for name in names}
+        if not values.keys() <= found.keys():
+            _write_toml(path, values)
         return Secrets(**values)
 
     def write_instance(self, settings: Mapping[str, str | int]) -> None:

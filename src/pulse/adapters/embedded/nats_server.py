@@ -9,8 +9,10 @@ import shutil
 import signal
 import socket
 import sys
+from dataclasses import dataclass, field
 from pathlib import Path
 from string import Template
+from typing import ClassVar
 
 from pulse.adapters.embedded.files import write_private
 from pulse.adapters.embedded.process import ManagedProcess
@@ -18,6 +20,12 @@ from pulse.domain.errors import ConfigurationError
 
 BINARY = "nats-server"
 TEMPLATE = Path(__file__).with_name("nats.conf")
+MQTT_TEMPLATE = Path(__file__).with_name("nats_mqtt.conf")
+ONE_USER = "authorization {\n  users: [{ user: $user, password: $password }]\n}"
+CONNECTIONS_MAX = 1024
+MQTT_TEXTS = ("bridge_password", "access_password", "issuer")
+MQTT_CONNECTIONS_MAX = 20_000
+"""With a listener for devices, each of which has a connection."""
 HOST = "127.0.0.1"
 ASK_TIMEOUT_S = 1.0
 UNRESERVED = re.compile(r"[A-Za-z0-9._~-]+")
@@ -38,8 +46,24 @@ def find_binary() -> str:
     return found
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MqttListener:
+    """A listener for devices on loopback, who may come in as the auth callout says.
+
+    `issuer` is the public key (an nkey) of whoever answers for them, as the user `mqtt-access`.
+    """
+
+    BRIDGE_USER: ClassVar[str] = "mqtt-bridge"
+    ACCESS_USER: ClassVar[str] = "mqtt-access"
+
+    port: int
+    bridge_password: str = field(repr=False)
+    access_password: str = field(repr=False)
+    issuer: str
+
+
 class NatsServer:
-    """One nats-server over one data folder, on loopback, with one user.
+    """One nats-server over one data folder, on loopback, with one user, and a listener for MQTT where `mqtt` is one.
 
     `data_dir` holds `nats.conf` (0600: it has the password) and `jetstream/`. `extra_conf` is appended to the former.
     """
@@ -55,11 +79,13 @@ class NatsServer:
         user: str = "pulse",
         password: str,
         log_dir: Path | None = None,
+        mqtt: MqttListener | None = None,
         extra_conf: str = "",
         ready_s_max: float = 60.0,
     ) -> None:
         # Not all clients decode what is escaped in a URL (nats-py does not), so there must be nothing to escape.
-        if not UNRESERVED.fullmatch(user) or not UNRESERVED.fullmatch(password):
+        secrets = [user, password, *((mqtt.bridge_password, mqtt.access_password) if mqtt else ())]
+        if not all(UNRESERVED.fullmatch(each) for each in secrets):
             raise ConfigurationError("user and password of the embedded nats-server may have only A-Z a-z 0-9 - . _ ~")
         self.data_dir = data_dir.absolute()
         self.conf_path = self.data_dir / "nats.conf"
@@ -67,6 +93,7 @@ class NatsServer:
         self.monitor_port = monitor_port
         self._user = user
         self._password = password
+        self._mqtt = mqtt
         self._extra_conf = extra_conf
         self.process = ManagedProcess(
             self.name,
@@ -82,6 +109,13 @@ class NatsServer:
     def url(self) -> str:
         """Where clients connect, credentials included."""
         return f"nats://{self._user}:{self._password}@{HOST}:{self.port}"
+
+    @property
+    def access_url(self) -> str:
+        """Where it asks who may come in by MQTT, credentials included; empty without such a listener."""
+        if self._mqtt is None:
+            return ""
+        return f"nats://{MqttListener.ACCESS_USER}:{self._mqtt.access_password}@{HOST}:{self.port}"
 
     @property
     def monitor_url(self) -> str:
@@ -122,14 +156,24 @@ class NatsServer:
         return self.process.describe_exit()
 
     def _configuration(self) -> str:
+        mqtt = self._mqtt
+        authorization = ONE_USER if mqtt is None else MQTT_TEMPLATE.read_text(encoding="utf-8").strip()
+        values = {
+            "store_dir": str(self.data_dir / "jetstream"),
+            "user": self._user,
+            "password": self._password,
+            **({} if mqtt is None else {name: getattr(mqtt, name) for name in MQTT_TEXTS}),
+        }
         # A JSON string is a valid string of this format as long as non-ASCII is left as it is.
-        text = Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
-            port=self.port,
-            monitor_port=self.monitor_port,
-            store_dir=json.dumps(str(self.data_dir / "jetstream"), ensure_ascii=False),
-            user=json.dumps(self._user, ensure_ascii=False),
-            password=json.dumps(self._password, ensure_ascii=False),
-        )
+        quoted = {name: json.dumps(value, ensure_ascii=False) for name, value in values.items()}
+        numbers = {
+            "port": self.port,
+            "monitor_port": self.monitor_port,
+            "connections_max": CONNECTIONS_MAX if mqtt is None else MQTT_CONNECTIONS_MAX,
+            **({} if mqtt is None else {"mqtt_port": mqtt.port}),
+        }
+        template = TEMPLATE.read_text(encoding="utf-8").replace("$authorization", authorization)
+        text = Template(template).substitute(quoted, **numbers)
         return f"{text}\n{self._extra_conf}\n" if self._extra_conf else text
 
     def _ready(self) -> bool:

@@ -20,6 +20,8 @@ from yarl import URL
 
 from pulse.domain.errors import ConfigurationError, Outage
 from pulse.domain.retry import delay_s
+from pulse.domain.simulation import Message
+from pulse.domain.tally import NO_ANSWER as NO_ANSWER_NAME
 
 SYSTEM = "gateway"
 ACCEPTED = 202
@@ -46,19 +48,19 @@ class Answer(msgspec.Struct, frozen=True, gc=False):
     retry_after_s: float = 0.0
 
     @property
+    def name(self) -> str:
+        """What it is counted under."""
+        return NO_ANSWER_NAME if self.status == NO_ANSWER else str(self.status)
+
+    @property
+    def accepted(self) -> bool:
+        """Whether the message is on disk."""
+        return self.status == ACCEPTED
+
+    @property
     def final(self) -> bool:
         """Whether trying again would change nothing."""
         return self.status == ACCEPTED or (400 <= self.status < 500 and self.status not in (408, 429))
-
-
-class Message(msgspec.Struct, frozen=True, gc=False):
-    """What a device sends: `kind` is `telemetry` or `heartbeat`."""
-
-    device_id: str
-    token: str
-    kind: str
-    body: bytes
-    key: str
 
 
 class DeviceClient:

@@ -30,7 +30,7 @@ from pulse.adapters.mqtt.packets import (
     encode_subscribe,
 )
 from pulse.adapters.mqtt.reader import Reader
-from pulse.adapters.mqtt.reasons import refusal_of, subscription_failure
+from pulse.adapters.mqtt.reasons import SYSTEM, refusal_of, subscription_failure
 from pulse.domain.errors import Outage
 from pulse.domain.mqtt import Arrival
 
@@ -38,7 +38,6 @@ log = structlog.get_logger()
 
 T = TypeVar("T")
 
-SYSTEM = "mqtt"
 SUBSCRIBE_ID = 1
 SILENCES_MAX = 1.5
 """Of how many keep alive intervals a connection ends on which nothing was read; a broker takes as much (3.1.2.10)."""

@@ -18,7 +18,16 @@ from typing import cast
 import msgspec
 
 from pulse.adapters.mqtt.broker import Account, address_of
-from pulse.adapters.mqtt.packets import DISCONNECT, Connack, Malformed, Puback, Version, encode_connect, encode_publish
+from pulse.adapters.mqtt.packets import (
+    DISCONNECT,
+    PACKET_ID_MAX,
+    Connack,
+    Malformed,
+    Puback,
+    Version,
+    encode_connect,
+    encode_publish,
+)
 from pulse.adapters.mqtt.reader import Reader
 from pulse.adapters.mqtt.reasons import SYSTEM
 from pulse.domain.errors import Outage
@@ -34,7 +43,6 @@ CONNECTING_MAX = 64
 PUBACK_S_MAX = 15.0
 IN_FLIGHT_MAX = 1000
 """Messages of one device that wait for their PUBACK; one more is not sent."""
-PACKET_IDS = 65_535
 RETRY_S_MAX = 60.0
 """Half of the window in which a retry is recognised."""
 RETRY_DELAY_S_MIN = 0.1
@@ -236,7 +244,7 @@ class _Link(asyncio.Protocol):
 
     def _next_packet_id(self) -> int:
         while True:
-            self._packet_id = self._packet_id % PACKET_IDS + 1
+            self._packet_id = self._packet_id % PACKET_ID_MAX + 1
             if self._packet_id not in self._waiting:
                 return self._packet_id
 

@@ -37,7 +37,6 @@ class Connack(msgspec.Struct, frozen=True):
     code: int
     keep_alive_s: int | None = None
     shared_subscriptions: bool = True
-    qos_max: int = 2
     reason: str = ""
 
 

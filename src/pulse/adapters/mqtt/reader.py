@@ -154,7 +154,6 @@ def _connack(body: bytes) -> Connack:
         code=body[1],
         keep_alive_s=None if keep_alive is None else int.from_bytes(keep_alive, "big"),
         shared_subscriptions=found.get(0x2A, b"\1") != b"\0",
-        qos_max=found.get(0x24, b"\2")[0],
         reason=found.get(0x1F, b"").decode(),
     )
 

@@ -8,14 +8,13 @@ from datetime import UTC, datetime, timedelta
 
 from pulse.adapters.postgres.migrate import available, pending
 from pulse.adapters.postgres.pool import Pool, transaction
+from pulse.adapters.postgres.tiers import Tier, read_storage
 
 SERVER = """
     SELECT current_setting('server_version') AS version, current_setting('server_version_num')::int AS number,
            extract(epoch FROM clock_timestamp())::float8 AS now, pg_is_in_recovery() AS standby,
            current_setting('transaction_read_only')::bool AS read_only,
-           pg_database_size(current_database()) AS bytes,
-           (SELECT extversion FROM pg_extension WHERE extname = 'timescaledb') AS timescale,
-           current_setting('timescaledb.license', true) AS license
+           pg_database_size(current_database()) AS bytes
 """
 # pg_stat_activity names every session to everybody, if not what it does.
 CONNECTIONS = """
@@ -33,7 +32,7 @@ DAYS_LOOKED_AT_MAX = 400
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Server:
-    """What it says of itself; `clock_offset_s` is how far its clock is ahead of ours."""
+    """What it says of itself; `clock_offset_s` is how far its clock is ahead of ours, `tier` None before the tables are."""
 
     version: str
     number: int
@@ -42,7 +41,7 @@ class Server:
     standby: bool
     read_only: bool
     bytes: int
-    tier: str
+    tier: Tier | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,10 +65,8 @@ class DatabaseFacts:
             asked_at, started = time.time(), time.monotonic()
             row = await connection.fetchrow(SERVER)
             took_s = time.monotonic() - started
+            storage = await read_storage(connection)
         assert row is not None
-        tier = "native partitions"
-        if row["timescale"]:
-            tier = f"TimescaleDB {row['timescale']} ({row['license']})"
         return Server(
             version=row["version"],
             number=row["number"],
@@ -78,7 +75,7 @@ class DatabaseFacts:
             standby=row["standby"],
             read_only=row["read_only"],
             bytes=row["bytes"],
-            tier=tier,
+            tier=None if storage is None else storage.tier,
         )
 
     async def connections(self) -> Connections:

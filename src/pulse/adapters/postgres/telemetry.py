@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, timedelta
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
@@ -24,14 +24,14 @@ from pulse.adapters.postgres.pool import transaction
 from pulse.domain.device_state import Device, DeviceState
 from pulse.domain.errors import Outage, Reason, Refusal
 from pulse.domain.ledger import PositionSet
+from pulse.domain.rollup import HOUR_US
 from pulse.domain.settlement import DeadLetter, Row, Settlement
+from pulse.domain.telemetry import EPOCH
 
 if TYPE_CHECKING:
     from pulse.adapters.postgres.pool import Connection, Pool
 
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-DAY_US = 86_400_000_000
-HOUR_US = 3_600_000_000
+DAY_US = 24 * HOUR_US
 DEAD_LETTER_COLUMNS = (
     "stream", "position", "subject", "tenant_id", "device_id", "reason", "error", "headers", "body",
     "attempts", "published_at",
