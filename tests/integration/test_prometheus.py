@@ -20,8 +20,8 @@ PLAYED = ROOT / "tests" / "prometheus_rules.yml"
 
 @pytest.fixture
 def promtool() -> str:
-    """Of the version of the image; .ci/run builds it."""
-    return program("promtool", install="cmd/promtool of github.com/prometheus/prometheus@v0.314.0, go build")
+    """Of any version: what our rules ask of it is old."""
+    return program("promtool", install="it comes with Prometheus; Debian's package is prometheus")
 
 
 def test_prometheus_takes_its_files(promtool: str, tmp_path: Path) -> None:
@@ -69,7 +69,7 @@ def test_every_query_of_a_dashboard_is_promql(promtool: str, tmp_path: Path) -> 
 
 
 def test_alertmanager_takes_its_file_and_every_alert_has_somewhere_to_go(tmp_path: Path) -> None:
-    amtool = program("amtool", install="go install github.com/prometheus/alertmanager/cmd/amtool@v0.34.2")
+    amtool = program("amtool", install="it comes with Alertmanager; Debian's package is prometheus-alertmanager")
     config = str(FOLDER / "alertmanager" / "alertmanager.yml")
     environment = container_environment(tmp_path)
     done = run([amtool, "check-config", config], environment, folder=tmp_path)
