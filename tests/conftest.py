@@ -67,6 +67,9 @@ def postgres_template() -> Iterator[Path]:
         )
         server.start()
         server.stop()
+        # Within the folder: what a killed server leaves in /dev/shm nobody would sweep.
+        with (Path(folder) / "postgresql.auto.conf").open("a", encoding="utf-8") as settings:
+            settings.write("dynamic_shared_memory_type = mmap\n")
         yield Path(folder)
 
 
