@@ -32,7 +32,7 @@ DAYS_LOOKED_AT_MAX = 400
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Server:
-    """What it says of itself; `clock_offset_s` is how far its clock is ahead of ours, `tier` None before the tables are."""
+    """What it says of itself; `clock_offset_s` is how far its clock is ahead of ours, `tier` None before any table."""
 
     version: str
     number: int
