@@ -1,4 +1,4 @@
-"""kill -9 of workers at every step of writing device states: no device is left with what it said before (issue 4)."""
+"""kill -9 of workers at every step of writing device states: no device is left with what it said before."""
 
 from __future__ import annotations
 
