@@ -85,10 +85,10 @@ class Running:
 
     @property
     def settled(self) -> int:
-        """How many messages have found their end; every one that was received has, where nothing is in hand."""
+        """How many messages have found their end; every one that was received has, where nothing is in flight."""
         counts = self.counts()
         total = sum(self.outcomes().values())
-        assert counts["received_total"] == total + counts["in_hand"]
+        assert counts["received_total"] == total + counts["in_flight"]
         return total
 
     @property
@@ -114,10 +114,10 @@ async def bridging(client: PulseClient, settings: Settings, *, wait: bool = True
             probe=lambda _: None,
             stack=stack,
         )
-        services = await bridge_services(process)
+        own = await bridge_services(process)
         running = Running(registry=process.metrics, checks=process.checks)
         async with asyncio.timeout(4 * LIMIT_S), asyncio.TaskGroup() as group:
-            group.create_task(run_services(services, stop=running.stop, drain_s_max=4.0))
+            group.create_task(run_services([*process.shared, *own], stop=running.stop, drain_s_max=4.0))
             if wait:
                 await until(lambda: running.ready, "the bridge is ready")
             yield running

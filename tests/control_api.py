@@ -33,6 +33,7 @@ from pulse.api.control.application import control_app
 from pulse.api.control.entrance import App, ControlBounds
 from pulse.domain.identity import NewDevice
 from pulse.domain.ledger import PositionSet
+from pulse.domain.presence import PRESENCE_AFTER
 from pulse.domain.query import QueryBounds
 from pulse.services.audit import Auditor
 from pulse.services.control import Control
@@ -122,7 +123,7 @@ async def control_api(
         provisioner = Provisioner(client)
         await provisioner.apply(declared, await provisioner.plan(declared))
         control = Control(
-            open_reach=open_reach_on(pool, query_s_max=query_s_max),
+            open_reach=open_reach_on(pool, query_s_max=query_s_max, presence_after=PRESENCE_AFTER),
             edge=RegistryEdge(client, pool),
             auditor=Auditor(
                 streams=AuditReader(client, consumer_of={"TELEMETRY": "ingest-workers"}), ledger=LedgerReader(pool)
@@ -132,7 +133,7 @@ async def control_api(
         app = control_app(control=control, bounds=BOUNDS, other=not_here)
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://pulse") as http:
             api = Api(client=http, pool=pool, nats=client, app=app)
-            keys, identities = KeyStore(pool), IdentityStore(pool)
+            keys, identities = KeyStore(pool), IdentityStore(pool, presence_after=PRESENCE_AFTER)
             for tenant in ("acme", "other"):
                 await identities.add_tenant(tenant, name=tenant.title())
                 await identities.add_devices(tenant, [NewDevice(device_id="boiler")])

@@ -74,9 +74,9 @@ async def serving(client: PulseClient, settings: Settings) -> AsyncIterator[str]
             probe=lambda _: None,
             stack=stack,
         )
-        services = await gateway_services(process)
+        own = await gateway_services(process)
         async with asyncio.timeout(LIMIT_S), asyncio.TaskGroup() as group:
-            group.create_task(run_services(services, stop=stop, drain_s_max=4.0))
+            group.create_task(run_services([*process.shared, *own], stop=stop, drain_s_max=4.0))
             url = f"http://127.0.0.1:{settings.gateway_port}"
             await answers(f"{url}/readyz")
             yield url

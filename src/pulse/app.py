@@ -27,7 +27,7 @@ from pulse.wiring.commands import auditor_on, open_auditor, open_dead_letters
 from pulse.wiring.gateway import gateway_services
 from pulse.wiring.ingest import ingest_services
 from pulse.wiring.maintenance import maintenance_services
-from pulse.wiring.process import Process
+from pulse.wiring.process import NATS_WAIT_S_MAX, Process
 from pulse.wiring.rescue import rescue_services
 from pulse.wiring.streams import INGEST_WORKERS, TELEMETRY
 from pulse.wiring.ui import ui_services
@@ -35,9 +35,6 @@ from pulse.wiring.ui import ui_services
 __all__ = ["INGEST_WORKERS", "TELEMETRY", "Role", "auditor_on", "open_auditor", "open_dead_letters", "serve"]
 
 log = structlog.get_logger()
-
-NATS_WAIT_S_MAX = 60.0
-"""How long a starting process waits for NATS before it says so and ends, to be started again."""
 
 
 class Role(StrEnum):
@@ -89,9 +86,8 @@ async def serve(settings: Settings, roles: Sequence[Role]) -> None:
         if set(roles) - {Role.GATEWAY, Role.BRIDGE}:
             process.checks.append(postgresql)
             services.append(DatabaseWatch(pool, up=postgresql.up, down=postgresql.down))
-        for role in Role:
-            if role in roles:
-                services.extend(await _BUILD[role](process))
+        own = [service for role in Role if role in roles for service in await _BUILD[role](process)]
+        services += process.shared + own
         # What is here by now stays. A full collection would walk all of it, 90,000 objects in 50 ms, amid the answers.
         gc.collect()
         gc.freeze()

@@ -40,6 +40,7 @@ from pulse.domain.audit import StreamAudit
 from pulse.domain.errors import Outage
 from pulse.domain.identity import NewDevice
 from pulse.domain.ledger import SEQUENCE_BITS, SEQUENCE_MAX
+from pulse.domain.presence import PRESENCE_AFTER
 from pulse.domain.registry import device_key, tenant_key
 from pulse.runtime.settings import Settings
 from pulse.topology.declared import Declared
@@ -273,7 +274,7 @@ class System:
             connection(self.nats.url, name="test") as client,
             open_pool(self.database_url, size_max=1, timeout_s=TIMEOUT_S, application_name="test") as pool,
         ):
-            store = IdentityStore(pool)
+            store = IdentityStore(pool, presence_after=PRESENCE_AFTER)
             await store.add_tenant(TENANT)
             devices = [NewDevice(device_id=f"d{number}") for number in range(self.devices)]
             self.tokens = await store.add_devices(TENANT, devices)

@@ -174,12 +174,12 @@ async def test_while_jetstream_is_away_the_broker_keeps_what_comes(
         await say(broker, *((f"{DEVICE}/telemetry", reading(number)) for number in range(1, 1000)))
         await until(lambda: bridge.counts()['waiting{system="nats"}'] == 1, "the bridge waits")
         # Bounded by the broker (5), or by reading no more (3.1.1) than what was read at once.
-        assert 0 < bridge.counts()["in_hand"] <= (50 if broker.version == "5" else 900)
+        assert 0 < bridge.counts()["in_flight"] <= (50 if broker.version == "5" else 900)
         await asyncio.sleep(1.5)
         assert bridge.outcomes()["stored"] == 1
         await asyncio.to_thread(nats.start)
         await until(
-            lambda: bridge.counts()["in_hand"] == 0 and bridge.outcomes()["stored"] >= 1000, "it goes on by itself"
+            lambda: bridge.counts()["in_flight"] == 0 and bridge.outcomes()["stored"] >= 1000, "it goes on by itself"
         )
         assert bridge.counts()['waiting{system="nats"}'] == 0
     assert await numbers(client) == list(range(1000))
@@ -219,7 +219,7 @@ async def test_connections_that_break_again_and_again_lose_and_double_nothing(
             connection.abort("stolen for a moment")
         await saying
         await until(lambda: _has(client, 1500), "all have come")
-        await until(lambda: bridge.counts()["in_hand"] == 0, "nothing is in hand")
+        await until(lambda: bridge.counts()["in_flight"] == 0, "nothing is in flight")
     assert await numbers(client) == list(range(1500))
 
 

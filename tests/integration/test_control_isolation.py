@@ -28,6 +28,7 @@ from pulse.adapters.postgres.rollups import RollupStore
 from pulse.domain.access import ChangeRecord
 from pulse.domain.errors import ConfigurationError, Refusal
 from pulse.domain.identity import NewDevice
+from pulse.domain.presence import PRESENCE_AFTER
 
 TENANT_TABLES = {"tenants", "devices", "device_tokens", "telemetry", "device_state", "dead_letters", "audit_log"}
 TENANT_TABLES |= {"telemetry_minutes", "telemetry_hours"}
@@ -52,7 +53,9 @@ async def fill(api: Api) -> None:
                 tenant,
             )
         record = ChangeRecord(key_id=None, actor="test", action="device.create", tenant_id=tenant, target="kettle")
-        await IdentityStore(Scoped(pool=api.pool, record=record)).add_devices(tenant, [NewDevice(device_id="kettle")])
+        await IdentityStore(Scoped(pool=api.pool, record=record), presence_after=PRESENCE_AFTER).add_devices(
+            tenant, [NewDevice(device_id="kettle")]
+        )
     await RollupStore(api.pool).add()
 
 
@@ -122,7 +125,7 @@ async def test_what_is_not_a_tenants_to_do_is_refused_by_postgresql(api: Api) ->
 async def test_changing_everything_changes_ones_own(api: Api) -> None:
     async with transaction(Scoped(pool=api.pool, tenant_id="acme")) as database:
         assert await database.execute("UPDATE devices SET enabled = false") == "UPDATE 1"
-    assert (await IdentityStore(api.pool).device("other", "boiler")).enabled
+    assert (await IdentityStore(api.pool, presence_after=PRESENCE_AFTER).device("other", "boiler")).enabled
 
 
 async def test_the_role_and_the_tenant_end_with_the_transaction(api: Api) -> None:
@@ -217,9 +220,9 @@ async def test_a_change_and_its_record_are_there_together_or_not_at_all(api: Api
     record = ChangeRecord(key_id=7, actor="me", action="device.create", tenant_id="acme", target="b", details={"a": 1})
     scoped = Scoped(pool=api.pool, tenant_id="acme", record=record)
     with pytest.raises(Refusal):
-        await IdentityStore(scoped).add_devices("acme", [NewDevice(device_id="boiler")])
+        await IdentityStore(scoped, presence_after=PRESENCE_AFTER).add_devices("acme", [NewDevice(device_id="boiler")])
     assert await ChangeLog(api.pool).changes() == []
-    await IdentityStore(scoped).add_devices("acme", [NewDevice(device_id="b")])
+    await IdentityStore(scoped, presence_after=PRESENCE_AFTER).add_devices("acme", [NewDevice(device_id="b")])
     [logged] = await ChangeLog(api.pool).changes()
     assert (logged.key_id, logged.actor, logged.action, logged.target, logged.details) == (
         7, "me", "device.create", "b", {"a": 1},
@@ -229,9 +232,9 @@ async def test_a_change_and_its_record_are_there_together_or_not_at_all(api: Api
         pool=api.pool, tenant_id="acme", record=ChangeRecord(key_id=7, actor="me", action="x", tenant_id="other")
     )
     with pytest.raises(asyncpg.InsufficientPrivilegeError):
-        await IdentityStore(wrong).add_devices("acme", [NewDevice(device_id="c")])
+        await IdentityStore(wrong, presence_after=PRESENCE_AFTER).add_devices("acme", [NewDevice(device_id="c")])
     with pytest.raises(Refusal):
-        await IdentityStore(api.pool).device("acme", "c")
+        await IdentityStore(api.pool, presence_after=PRESENCE_AFTER).device("acme", "c")
 
 
 async def test_the_migration_says_what_an_administrator_has_to_do(

@@ -105,6 +105,12 @@ def test_nobody_comes_in_and_nothing_is_allowed_but_by_our_word(conf: dict[str, 
     assert [(each["type"], each["enable"]) for each in authorization["sources"]] == [("http", True)]
 
 
+def test_the_broker_s_version_knows_rules_in_the_answer() -> None:
+    """Without them, a device would be thrown off while `ui` is away."""
+    version = services()["mqtt"]["image"].removeprefix("emqx/emqx:")
+    assert tuple(map(int, version.split(".")))[:2] >= (5, 8)
+
+
 def test_the_broker_keeps_more_than_the_bridge_takes_at_once(conf: dict[str, Any]) -> None:
     assert conf["mqtt"]["max_inflight"] >= Settings().mqtt_receive_max
     assert conf["mqtt"]["max_mqueue_len"] >= 100_000
@@ -206,9 +212,12 @@ def test_emqx_is_answered_while_postgresql_is_away(ui: Ui, conf: dict[str, Any])
     own = services()["bridge"]["environment"]
     bridge = {"username": own["PULSE_MQTT_USERNAME"], "password": PASSWORDS["MQTT_BRIDGE_PASSWORD"]}
 
-    assert ui.ask(authentication, connecting())["result"] == "allow"
+    found = ui.ask(authentication, connecting())
+    assert found["result"] == "allow"
+    assert {"permission": "allow", "action": "publish", "topic": OWN + "telemetry"} in found["acl"]
+    assert all(rule["topic"].startswith(OWN) for rule in found["acl"])
     assert ui.ask(authentication, connecting(cert_common_name=USER))["result"] == "allow"
-    assert ui.ask(authentication, {**bridge, "clientid": own["PULSE_MQTT_CLIENT_ID"]}) == {"result": "allow"}
+    assert ui.ask(authentication, {**bridge, "clientid": own["PULSE_MQTT_CLIENT_ID"]})["result"] == "allow"
     for refused in (
         {},
         connecting(password="wrong"),

@@ -15,6 +15,7 @@ from pulse.adapters.postgres.registry import RegistryTruth
 from pulse.domain.errors import Outage, Reason, Refusal
 from pulse.domain.identity import Device, NewDevice, Tenant, admits, digest
 from pulse.domain.limits import NO_LIMITS, Rate, TenantLimits
+from pulse.domain.presence import PRESENCE_AFTER
 from pulse.domain.registry import Record, device_key, tenant_key
 
 FAR_FUTURE_MS = 4_000_000_000_000
@@ -30,7 +31,7 @@ async def pool(database: str) -> AsyncIterator[Pool]:
 
 @pytest.fixture
 async def store(pool: Pool) -> IdentityStore:
-    made = IdentityStore(pool)
+    made = IdentityStore(pool, presence_after=PRESENCE_AFTER)
     await made.add_tenant("acme", name="Acme Ltd")
     return made
 
@@ -227,7 +228,7 @@ async def test_the_pool_opens_while_postgresql_is_away_and_says_so_when_it_is_us
     url = f"postgresql://pulse@127.0.0.1:{free_port}/pulse"
     async with open_pool(url, size_max=1, timeout_s=5, application_name="test") as pool:
         with pytest.raises(Outage):
-            await IdentityStore(pool).tenant("acme")
+            await IdentityStore(pool, presence_after=PRESENCE_AFTER).tenant("acme")
 
 
 async def test_a_pool_without_a_free_connection_is_an_outage_not_an_endless_wait(pool: Pool) -> None:

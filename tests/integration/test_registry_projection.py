@@ -21,6 +21,7 @@ from pulse.adapters.postgres.pool import open_connection, open_pool
 from pulse.adapters.postgres.registry import RegistryTruth
 from pulse.domain.errors import ConfigurationError, Outage
 from pulse.domain.identity import Device, NewDevice, Tenant, TokenDigest
+from pulse.domain.presence import PRESENCE_AFTER
 from pulse.domain.registry import (
     Complete,
     Put,
@@ -264,7 +265,11 @@ async def test_the_reconciler_makes_the_bucket_what_postgresql_says(client: Clie
     async with open_connection(database, timeout_s=10, application_name="test") as migrator:
         await migrate(migrator, available())
     async with open_pool(database, size_max=2, timeout_s=10, application_name="test") as pool:
-        store, truth, bucket = IdentityStore(pool), RegistryTruth(pool), RegistryBucket(client)
+        store, truth, bucket = (
+            IdentityStore(pool, presence_after=PRESENCE_AFTER),
+            RegistryTruth(pool),
+            RegistryBucket(client),
+        )
         await store.add_tenant("acme")
         await store.add_devices("acme", [NewDevice(device_id=f"d{number}") for number in range(1500)])
         reconciler = RegistryReconciler(truth=truth, projection=bucket)

@@ -17,6 +17,7 @@ from pulse.adapters.postgres.rollups import STORAGE_LOCK_KEY, RollupStore
 from pulse.adapters.postgres.telemetry import TelemetryStore
 from pulse.adapters.postgres.telemetry_query import TelemetryReader
 from pulse.domain.ledger import position
+from pulse.domain.presence import PRESENCE_AFTER
 from pulse.domain.query import Aggregate, BucketQuery
 from pulse.domain.rollup import Series
 from pulse.domain.settlement import Row, Settlement
@@ -209,7 +210,9 @@ async def test_rollups_outlive_their_rows_and_go_in_their_own_time(pool: Pool) -
         query = BucketQuery(
             since=TODAY - timedelta(days=30), until=TODAY, metrics=None, bucket_s=bucket_s, aggregate=aggregate
         )
-        found = await TelemetryReader(pool, statement_s_max=10).buckets("t1", "d1", query)
+        found = await TelemetryReader(pool, statement_s_max=10, presence_after=PRESENCE_AFTER).buckets(
+            "t1", "d1", query
+        )
         return [(bucket.ts.date(), json.loads(bytes(bucket.metrics["n"]))) for bucket in found]
 
     counted = await ask(Aggregate.COUNT, 3600)

@@ -7,6 +7,8 @@ import os
 import sys
 from pathlib import Path
 
+import aiohttp
+
 from brokers import NatsBroker, publish
 from chaos.load import TENANT
 from chaos.system import System, declared, eventually
@@ -23,6 +25,7 @@ async def test_all_roles_run_in_one_process(nats: NatsServer, database: str, scr
     broker = NatsBroker(folder=scratch / "broker")
     await asyncio.to_thread(broker.start)
     health_port = ports.free_port()
+    health = f"http://127.0.0.1:{health_port}"
     kept = {key: value for key, value in os.environ.items() if key in {"PATH", "HOME", "LANG", "VIRTUAL_ENV"}}
     process = ManagedProcess(
         "all",
@@ -39,7 +42,7 @@ async def test_all_roles_run_in_one_process(nats: NatsServer, database: str, scr
     )
     try:
         await asyncio.to_thread(process.start)
-        await answers(f"http://127.0.0.1:{health_port}/readyz")
+        await answers(f"{health}/readyz")
         topic = f"tenant/{TENANT}/device/d0/telemetry"
         await asyncio.to_thread(publish, broker, [(topic, b'{"metrics":{"t":1}}'), (topic, b'{"metrics":{"t":nan}}')])
 
@@ -57,8 +60,11 @@ async def test_all_roles_run_in_one_process(nats: NatsServer, database: str, scr
         assert topic.encode() in letter["headers"]
         (audit,) = await system.audit()
         assert (audit.accepted, audit.stored, audit.dead, audit.expired, audit.balanced) == (1, 1, 0, 0, True)
+        async with aiohttp.ClientSession() as session, session.get(f"{health}/metrics") as answer:
+            assert "\npulse_registry_devices 16.0\n" in await answer.text()
         await asyncio.to_thread(process.stop, 10.0)
         assert process.returncode == 0, process.tail
+        assert (scratch / "all.log").read_text("utf-8").count("registry is complete") == 1
     finally:
         await asyncio.to_thread(process.kill)
         broker.kill()

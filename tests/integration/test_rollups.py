@@ -18,6 +18,7 @@ from pulse.adapters.postgres.rollups import RollupStore
 from pulse.adapters.postgres.telemetry import TelemetryStore
 from pulse.adapters.postgres.telemetry_query import TelemetryReader
 from pulse.domain.ledger import position
+from pulse.domain.presence import PRESENCE_AFTER
 from pulse.domain.query import Aggregate, BucketQuery
 from pulse.domain.settlement import Row, Settlement
 from storage import ON_BOTH
@@ -188,7 +189,7 @@ async def answers(pool: Pool, *, tenant_id: str = "t1") -> list[object]:
         "INSERT INTO tenants (tenant_id) VALUES ('t1') ON CONFLICT DO NOTHING;"
         "INSERT INTO devices (tenant_id, device_id) VALUES ('t1', 'd1') ON CONFLICT DO NOTHING"
     )
-    reader = TelemetryReader(Scoped(pool=pool, tenant_id=tenant_id), statement_s_max=10)
+    reader = TelemetryReader(Scoped(pool=pool, tenant_id=tenant_id), statement_s_max=10, presence_after=PRESENCE_AFTER)
     return [
         [
             (bucket.ts, {name: json.loads(bytes(value)) for name, value in bucket.metrics.items()})

@@ -1,4 +1,4 @@
-"""What the bridge has in hand: when a PUBACK goes out, and which message one is that comes again."""
+"""What the bridge has in flight: when a PUBACK goes out, and which message one is that comes again."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ from pulse.domain.mqtt import Arrival
 from pulse.domain.receipt import Receipt, Waiting
 from pulse.runtime.metrics import BridgeMetrics
 from pulse.services.bridge_admission import Admission
-from pulse.services.bridge_hand import Hand
+from pulse.services.in_flight import InFlight
+from pulse.services.waiting import Waits
 
 NO_LIMIT = Rate(0, 1)
 TOPIC = b"tenant/acme/device/t-1/telemetry"
@@ -92,19 +93,19 @@ class JetStream:
 
 
 class World:
-    """A hand, its JetStream and its first connection."""
+    """A in_flight, its JetStream and its first connection."""
 
     def __init__(self, *, letters: Rate = NO_LIMIT, limits: RateLimits = NO_LIMITS, receive_max: int = 100) -> None:
         self.jetstream = JetStream()
         self.registry = CollectorRegistry()
-        metrics = BridgeMetrics(self.registry)
+        self.metrics = metrics = BridgeMetrics(self.registry)
         self.letters, self.limits, self.receive_max = letters, limits, receive_max
-        self.hand = self.new_hand(metrics)
-        metrics.watch(lambda: self.hand.count)
+        self.in_flight = self.new_in_flight(metrics)
+        metrics.watch(lambda: self.in_flight.count)
         self.connection = self.connect(session_present=False)
 
-    def new_hand(self, metrics: BridgeMetrics) -> Hand:
-        return Hand(
+    def new_in_flight(self, metrics: BridgeMetrics) -> InFlight:
+        return InFlight(
             publisher=self.jetstream,
             admission=Admission(
                 gateway=make_gateway(NoPublisher(), limits=self.limits),
@@ -122,18 +123,18 @@ class World:
 
     def connect(self, *, session_present: bool = True) -> Connection:
         self.connection = Connection()
-        self.hand.opened(self.connection, session_present=session_present)
+        self.in_flight.opened(self.connection, session_present=session_present)
         return self.connection
 
     def killed(self) -> None:
         """Another process takes the place of this one, with the session of its broker."""
         metrics = BridgeMetrics(CollectorRegistry())
-        self.hand = self.new_hand(metrics)
-        self.hand.begin_above({"TELEMETRY": len(self.jetstream.stored)})
+        self.in_flight = self.new_in_flight(metrics)
+        self.in_flight.begin_above({"TELEMETRY": len(self.jetstream.stored)})
         self.connect()
 
     def come(self, packet_id: int = 1, payload: bytes = PAYLOAD, *, topic: bytes = TOPIC, again: bool = False) -> None:
-        self.hand.take([Arrival(topic, payload, len(payload), packet_id, again)])
+        self.in_flight.take([Arrival(topic, payload, len(payload), packet_id, again)])
 
     def count(self, outcome: str) -> float:
         return self.registry.get_sample_value("pulse_bridge_messages_total", {"outcome": outcome}) or 0.0
@@ -153,16 +154,16 @@ async def test_a_puback_goes_out_after_the_answer_of_jetstream_and_not_before() 
     world = World()
     world.come(7)
     assert world.connection.acknowledged == []
-    assert not world.hand.empty.is_set()
+    assert not world.in_flight.empty.is_set()
     world.jetstream.answer()
     assert world.connection.acknowledged == [7]
-    assert world.hand.empty.is_set()
+    assert world.in_flight.empty.is_set()
     assert world.count("stored") == 1
 
 
 async def test_an_outage_costs_no_puback_and_the_message_keeps_its_id() -> None:
     world = World()
-    retries = asyncio.create_task(world.hand.retry())
+    retries = asyncio.create_task(world.in_flight.retry())
     world.come(7)
     ((_, body, message_id, _),) = world.jetstream.waiting
     for _ in range(3):
@@ -180,12 +181,31 @@ async def test_an_outage_costs_no_puback_and_the_message_keeps_its_id() -> None:
     retries.cancel()
 
 
+async def test_a_new_connection_does_not_end_the_wait_of_what_is_in_flight() -> None:
+    world = World()
+    waits = Waits(world.metrics, delay_s_min=0.0, delay_s_max=0.0)
+    retries = asyncio.create_task(world.in_flight.retry())
+
+    def waiting() -> float | None:
+        return world.registry.get_sample_value("pulse_bridge_waiting", {"system": "nats"})
+
+    world.come(7)
+    world.jetstream.answer(Outage("nats", "no answer"))
+    await waits.out(Outage("nats", "no streams"), 1, asyncio.Event())
+    waits.over()
+    assert waiting() == 1
+    await world.jetstream.asked()
+    world.jetstream.answer()
+    assert waiting() == 0
+    retries.cancel()
+
+
 async def test_our_own_lost_answer_makes_no_second_message() -> None:
     """The stream has it, the answer was lost: the duplicate is our own try, above what was there before."""
     world = World()
     world.come(1, b'{"metrics":{"first":1}}')
     world.jetstream.answer()
-    retries = asyncio.create_task(world.hand.retry())
+    retries = asyncio.create_task(world.in_flight.retry())
     world.come(7)
     world.jetstream.answer(Outage("nats", "no answer"), but_store=True)
     await world.jetstream.asked()
@@ -243,7 +263,7 @@ async def test_what_is_in_hand_when_the_connection_is_lost_is_stored_once_and_ac
     world = World()
     world.come(7)
     first = world.connection
-    world.hand.lost()
+    world.in_flight.lost()
     world.connect()
     world.come(7, again=True)
     assert len(world.jetstream.waiting) == 1
@@ -255,7 +275,7 @@ async def test_what_is_in_hand_when_the_connection_is_lost_is_stored_once_and_ac
 async def test_what_was_stored_while_no_broker_was_there_is_acknowledged_at_once_when_it_comes_again() -> None:
     world = World()
     world.come(7)
-    world.hand.lost()
+    world.in_flight.lost()
     world.jetstream.answer()
     world.connect()
     assert world.connection.acknowledged == [], "before it has come again, the broker need not know the packet id"
@@ -268,7 +288,7 @@ async def test_what_is_stored_before_it_has_come_again_is_acknowledged_when_it_h
     """The new connection's broker need not have sent it yet, and a PUBACK for what was not sent is an error."""
     world = World()
     world.come(7)
-    world.hand.lost()
+    world.in_flight.lost()
     world.connect()
     world.jetstream.answer()
     assert world.connection.acknowledged == []
@@ -279,7 +299,7 @@ async def test_what_is_stored_before_it_has_come_again_is_acknowledged_when_it_h
 async def test_in_a_new_session_the_same_bytes_under_the_same_packet_id_are_another_message() -> None:
     world = World()
     world.come(7)
-    world.hand.lost()
+    world.in_flight.lost()
     world.jetstream.answer()
     world.connect(session_present=False)
     world.come(7)
@@ -292,7 +312,7 @@ async def test_another_message_under_a_packet_id_in_hand_is_another_message() ->
     """A broker that numbers anew after a crash of its own."""
     world = World()
     world.come(7)
-    world.hand.lost()
+    world.in_flight.lost()
     world.jetstream.answer()
     world.connect()
     world.come(7, b'{"metrics":{"t":2}}', again=True)
@@ -306,7 +326,7 @@ async def test_no_packet_id_of_a_lost_session_is_ever_acknowledged() -> None:
     """The broker has forgotten us: the same number is another message's."""
     world = World()
     world.come(7)
-    world.hand.lost()
+    world.in_flight.lost()
     world.connect(session_present=False)
     world.jetstream.answer()
     assert world.connection.acknowledged == []
@@ -314,7 +334,7 @@ async def test_no_packet_id_of_a_lost_session_is_ever_acknowledged() -> None:
     assert world.connection.acknowledged == []
     world.jetstream.answer()
     assert world.connection.acknowledged == [7]
-    assert world.hand.empty.is_set()
+    assert world.in_flight.empty.is_set()
 
 
 async def test_reading_stops_at_twice_the_receive_maximum_and_goes_on() -> None:
@@ -334,7 +354,7 @@ async def test_qos_0_is_stored_and_needs_no_puback() -> None:
     world.jetstream.answer()
     assert len(world.jetstream.stored) == 2
     assert world.connection.acknowledged == []
-    assert world.hand.empty.is_set()
+    assert world.in_flight.empty.is_set()
 
 
 @pytest.mark.parametrize(
@@ -386,8 +406,8 @@ async def test_what_is_over_the_rate_or_retained_or_not_kept_is_counted_and_ackn
     world = World(limits=RateLimits(device=Rate(0.001, 1), tenant=Rate(0, 1)))
     world.come(1)
     world.come(2)
-    world.hand.take([Arrival(TOPIC, PAYLOAD, len(PAYLOAD), 3, retained=True)])
-    world.hand.take([Arrival(b"tenant/acme/device/nobody/telemetry", b"", 2_000_000, 4)])
+    world.in_flight.take([Arrival(TOPIC, PAYLOAD, len(PAYLOAD), 3, retained=True)])
+    world.in_flight.take([Arrival(b"tenant/acme/device/nobody/telemetry", b"", 2_000_000, 4)])
     assert world.connection.acknowledged == [2, 3, 4]
     assert world.refused(Reason.RATE_LIMITED, "refused") == 1
     assert world.refused("retained", "refused") == 1
@@ -398,7 +418,7 @@ async def test_what_is_over_the_rate_or_retained_or_not_kept_is_counted_and_ackn
 async def test_what_waited_for_us_is_not_too_much_at_once() -> None:
     """The broker kept it while no bridge was there: a device that sent in its time loses none of it."""
     world = World(limits=RateLimits(device=Rate(0.001, 1), tenant=Rate(0, 1)))
-    world.hand.lost()
+    world.in_flight.lost()
     world.connect(session_present=True)
     for number in range(1, 6):
         world.come(number, b'{"metrics":{"t":%d}}' % number)
@@ -436,7 +456,7 @@ async def test_a_bug_ends_the_bridge_and_acknowledges_nothing() -> None:
     world.connection.acknowledge = _bug  # type: ignore[method-assign]
     waiting.set_result(Receipt("TELEMETRY", 1))
     with pytest.raises(KeyError):
-        await world.hand.failed()
+        await world.in_flight.failed()
     assert world.connection.acknowledged == []
 
 
@@ -470,9 +490,9 @@ ANY_PAYLOAD = st.one_of(
 def test_whatever_comes_gets_one_outcome_and_its_puback(messages: list[tuple[bytes, bytes, bool, bool]]) -> None:
     async def run() -> None:
         world = World()
-        bugs = asyncio.create_task(world.hand.failed())
+        bugs = asyncio.create_task(world.in_flight.failed())
         for number, (topic, payload, again, retained) in enumerate(messages, 1):
-            world.hand.take([Arrival(topic, payload, len(payload), number, again, retained)])
+            world.in_flight.take([Arrival(topic, payload, len(payload), number, again, retained)])
         world.jetstream.answer()
         await asyncio.sleep(0)
         assert not bugs.done()
@@ -489,7 +509,7 @@ async def test_one_log_line_tells_of_many_refusals(caplog: pytest.LogCaptureFixt
     world = World()
     with capture_logs() as lines:
         for number in range(1, 51):
-            world.hand.take([Arrival(TOPIC, PAYLOAD, len(PAYLOAD), number, retained=True)])
+            world.in_flight.take([Arrival(TOPIC, PAYLOAD, len(PAYLOAD), number, retained=True)])
         deadline = time.monotonic() + 10
         while not lines and time.monotonic() < deadline:  # noqa: ASYNC110 - the log has no event
             await asyncio.sleep(0.01)

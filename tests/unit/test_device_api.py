@@ -7,7 +7,7 @@ import gzip
 import json
 import tracemalloc
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any
 from urllib.parse import quote
@@ -21,9 +21,12 @@ from prometheus_client.exposition import generate_latest
 
 from edge import BATCH, NO_LIMITS, PATH, PAYLOAD, TOKEN, Answer, Publisher, Registry, ask, make_app, past_asgi
 from pulse.api.bodies import MEMBERS_MAX
+from pulse.api.device import SINGLE
 from pulse.api.headers import read_headers
+from pulse.api.problem import Header
 from pulse.domain.errors import Outage, Overloaded, Refusal
 from pulse.domain.limits import Rate, RateLimits
+from pulse.domain.receipt import Receipt
 
 Row = dict[str, Any]
 
@@ -626,3 +629,27 @@ def test_no_ids_do_worse_than_a_refusal(tenant_id: str, device_id: str, key: str
     header = quote(key, safe=" %/;,")
     answer = asyncio.run(ask(make_app(Publisher(), limits=NO_LIMITS), path, PAYLOAD, idempotency_key=header))
     assert answer.status in {401, 404, 422}
+
+
+async def test_a_request_that_ends_in_a_bug_is_no_longer_pending() -> None:
+    class Broken(Publisher):
+        def submit(self, subject: str, body: bytes, *, message_id: str) -> asyncio.Future[Receipt]:
+            raise RuntimeError("a bug")
+
+    metrics = CollectorRegistry()
+    with pytest.raises(RuntimeError, match="a bug"):
+        await ask(make_app(Broken(), metrics=metrics), PATH, PAYLOAD)
+    assert metrics.get_sample_value("pulse_gateway_pending") == 0
+
+
+async def test_a_request_whose_answer_cannot_be_written_is_counted_out_once() -> None:
+    def respond(status: int, headers: Sequence[Header], body: bytes) -> None:
+        raise RuntimeError("a bug")
+
+    metrics = CollectorRegistry()
+    app = make_app(Publisher(), metrics=metrics)
+    match = SINGLE.fullmatch(PATH.encode())
+    assert match is not None
+    with pytest.raises(RuntimeError, match="a bug"):
+        app.direct(match, [(b"authorization", f"Bearer {TOKEN}".encode())], PAYLOAD, respond)
+    assert metrics.get_sample_value("pulse_gateway_pending") == 0

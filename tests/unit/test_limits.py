@@ -178,6 +178,41 @@ def test_a_change_of_a_tenants_limits_holds_from_the_next_message_on() -> None:
     assert admitted_of(10, START_NS + NS_PER_S) == 1
 
 
+def test_the_buckets_of_limits_that_were_taken_away_are_forgotten_though_their_tenant_is_silent() -> None:
+    """Two thousand tenants, 256 of which are looked at each second; their buckets would be full in an hour."""
+    own = {f"t{number}": TenantLimits(messages=Rate(1, 3600)) for number in range(2000)}
+    limits = RateLimits(device=NO_LIMIT, tenant=NO_LIMIT, of_tenant=own.get)
+    for tenant in own:
+        limits.admit(tenant, "d", START_NS)
+    assert limits.buckets == 2000
+    own.clear()
+    for second in range(1, 12):
+        limits.admit("other", "d", START_NS + second * NS_PER_S)
+    assert limits.buckets == 0
+
+
+def test_the_buckets_of_a_silent_tenant_with_limits_of_its_own_are_forgotten_once_they_are_full() -> None:
+    own = {"quick": TenantLimits(messages=Rate(1, 5)), "slow": TenantLimits(messages=Rate(1, 3600))}
+    limits = RateLimits(device=NO_LIMIT, tenant=NO_LIMIT, of_tenant=own.get)
+    for tenant in own:
+        limits.admit(tenant, "d", START_NS)
+    assert limits.buckets == 2
+    for second in range(1, 10):
+        limits.admit("other", "d", START_NS + second * NS_PER_S)
+    assert limits.buckets == 1
+
+
+@given(st.integers(2, 20), st.integers(1, 40))
+def test_forgetting_never_gives_a_tenant_with_limits_of_its_own_more(burst: int, silence_s: int) -> None:
+    """It is silent for a while, in which others send, and comes back."""
+    own = {"acme": TenantLimits(messages=Rate(1, burst))}
+    limits = RateLimits(device=NO_LIMIT, tenant=Rate(1, 100), of_tenant=own.get)
+    assert sum(admitted(limits, START_NS) for _ in range(100)) == burst
+    for second in range(1, silence_s + 1):
+        limits.admit("other", "d", START_NS + second * NS_PER_S)
+    assert sum(admitted(limits, START_NS + silence_s * NS_PER_S) for _ in range(100)) == min(burst, silence_s)
+
+
 def test_a_tenant_may_have_a_rate_of_its_own_for_each_device() -> None:
     own = {"acme": TenantLimits(device_messages=Rate(1, 3))}
     limits = RateLimits(device=Rate(1, 1), tenant=Rate(1, 5), of_tenant=own.get)

@@ -70,6 +70,14 @@ def test_the_classes_satisfy_what_the_services_ask_for() -> None:
     assert all(asked)
 
 
+def test_each_outcome_of_a_rescue_is_there_before_it_happens() -> None:
+    """A series that begins with 1 has no increase, and no alert would ring for the first."""
+    registry = CollectorRegistry()
+    RescueMetrics(registry)
+    found = {labels[0][1] for name, labels in read(registry) if name == "pulse_rescue_items_total"}
+    assert found == set(rescue.Outcome)
+
+
 def test_answers_are_counted_by_kind_and_status_and_timed_by_kind() -> None:
     registry = CollectorRegistry()
     metrics = GatewayMetrics(registry)
@@ -113,7 +121,7 @@ def test_settled_messages_are_counted_by_outcome() -> None:
     assert found["pulse_ingest_redelivered_total", ()] == 3
 
 
-def test_what_a_bridge_received_is_what_became_of_it_and_what_is_in_hand() -> None:
+def test_what_a_bridge_received_is_what_became_of_it_and_what_is_in_flight() -> None:
     registry = CollectorRegistry()
     metrics = BridgeMetrics(registry)
     metrics.watch(lambda: 2)
@@ -125,12 +133,22 @@ def test_what_a_bridge_received_is_what_became_of_it_and_what_is_in_hand() -> No
     metrics.waiting("mqtt", True)
     found = read(registry)
     outcomes = sum(value for (name, _), value in found.items() if name == "pulse_bridge_messages_total")
-    assert found["pulse_bridge_received_total", ()] == outcomes + found["pulse_bridge_in_hand", ()]
+    assert found["pulse_bridge_received_total", ()] == outcomes + found["pulse_bridge_in_flight", ()]
     assert found["pulse_bridge_ack_seconds_count", ()] == 4, "what came again has no time of its own"
     assert found["pulse_bridge_ack_seconds_bucket", (("le", "0.005"),)] == 2
     assert found["pulse_bridge_refused_total", (("outcome", "refused"), ("reason", "rate_limited"))] == 1
     assert found["pulse_bridge_refused_total", (("outcome", "dead_letter"), ("reason", "invalid_json"))] == 0
     assert found["pulse_bridge_waiting", (("system", "mqtt"),)] == 1
+
+
+def test_a_bridge_waits_for_as_long_as_one_of_its_parts_does() -> None:
+    registry = CollectorRegistry()
+    metrics = BridgeMetrics(registry)
+    seen = []
+    for waiting in (True, True, False, False):
+        metrics.waiting("nats", waiting)
+        seen.append(read(registry)["pulse_bridge_waiting", (("system", "nats"),)])
+    assert seen == [1, 1, 1, 0]
 
 
 def test_the_build_is_told_with_its_role() -> None:

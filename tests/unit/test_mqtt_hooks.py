@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry
 
 from pulse.api.mqtt_hooks import ACL_PATH, AUTH_PATH, MqttHooks, OwnUser
 from pulse.domain.identity import Device, Tenant, TokenDigest, digest, make_token
-from pulse.domain.mqtt_access import Action, Denial, bridge_may, may
+from pulse.domain.mqtt_access import Action, Denial, bridge_may, down_filters, may, up_filters
 from pulse.domain.registry import Complete, Put, Reading
 from pulse.runtime.metrics import MqttAccessMetrics
 from pulse.services.mqtt_access import MqttAccess
@@ -92,9 +92,57 @@ def test_a_device_is_let_in_until_its_session_ends() -> None:
     found = ask(AUTH_PATH, connecting())
     assert found.status == 200
     assert found.headers[b"content-type"] == b"application/json"
-    assert found.body.keys() == {"result", "expire_at"}
+    assert found.body.keys() == {"result", "expire_at", "acl"}
     assert found.body["result"] == "allow"
     assert abs(found.body["expire_at"] - time.time() - SESSION_S) < 60
+
+
+def allows(rules: list[dict[str, str]], action: Action, topic: str) -> bool:
+    """What EMQX 5.8 makes of rules: it knows no other keys needed, and matches a subscription like a topic."""
+    assert all(rule.keys() == {"permission", "action", "topic"} for rule in rules)
+    assert {rule["permission"] for rule in rules} == {"allow"}
+    assert not [rule for rule in rules if "$" in rule["topic"] or rule["topic"].startswith("eq ")]
+    return any(rule["action"] == action and emqx_matches(rule["topic"], topic) for rule in rules)
+
+
+def emqx_matches(pattern: str, topic: str) -> bool:
+    """`emqx_topic:match`: `+` takes any one word, `#` among them; a last `#` takes the rest, and nothing."""
+    ours, theirs = pattern.split("/"), topic.split("/")
+    if ours[-1] == "#":
+        ours.pop()
+        theirs = theirs[: len(ours)]
+    return len(ours) == len(theirs) and all(our in ("+", their) for our, their in zip(ours, theirs, strict=True))
+
+
+def shared(topic: str) -> str:
+    """What EMQX asks about a shared subscription: the filter in it."""
+    return topic.split("/", 2)[2] if topic.startswith("$share/") and topic.count("/") >= 2 else topic
+
+
+parts = st.sampled_from(["tenant", "acme", "beta", "device", "t-1", "t-2", "telemetry", "commands", "+", "#", "shadow"])
+topics = st.lists(parts, max_size=7).map("/".join) | st.text()
+own_topics = st.sampled_from([*up_filters("acme", "t-1"), *down_filters("acme", "t-1")])
+
+
+@given(action=st.sampled_from(Action), topic=topics | own_topics | topics.map("tenant/acme/device/t-1/".__add__))
+def test_the_answer_brings_every_topic_of_the_device_and_none_of_another(action: Action, topic: str) -> None:
+    """So nothing that it may do is a question, which an outage of ours would leave without an answer."""
+    rules = ask(AUTH_PATH, connecting()).body["acl"]
+    if may("acme", "t-1", action, topic):
+        assert allows(rules, action, topic)
+    if allows(rules, action, topic):
+        assert topic.startswith("tenant/acme/device/t-1/")
+        assert not allows(rules, Action.PUBLISH, topic) or not may("acme", "t-1", Action.SUBSCRIBE, topic)
+
+
+@given(action=st.sampled_from(Action), topic=topics | topics.map("$share/pulse/".__add__) | own_topics)
+def test_the_bridge_has_its_rules_with_the_answer_and_no_end(action: Action, topic: str) -> None:
+    found = ask(AUTH_PATH, connecting(username="pulse-bridge", password=OWN_PASSWORD, clientid="pulse-bridge")).body
+    assert found.keys() == {"result", "acl"}
+    if bridge_may(action, topic):
+        assert allows(found["acl"], action, shared(topic))
+    if allows(found["acl"], action, topic):
+        assert topic.split("/", maxsplit=1)[0] == "tenant"
 
 
 @pytest.mark.parametrize(
@@ -142,10 +190,6 @@ def test_no_question_lets_in_more_than_the_decision(
     its_session = clientid == USER or clientid.startswith(USER + "/") or clientid == "A1b2C3d4E5f6G7h8I9j0K1"
     allowed = own or (is_device and its_session and certificate in ("", "undefined", USER))
     assert (found.status, found.body["result"]) == (200, "allow" if allowed else "deny")
-
-
-parts = st.sampled_from(["tenant", "acme", "beta", "device", "t-1", "t-2", "telemetry", "commands", "+", "#", "shadow"])
-topics = st.lists(parts, max_size=7).map("/".join) | st.text()
 
 
 @given(
@@ -209,10 +253,24 @@ def test_all_other_paths_are_somebody_else_s() -> None:
         assert ask(path, {}, authorization=None).status == 418
 
 
-def test_before_the_devices_are_read_the_answer_is_to_ask_again() -> None:
-    found = ask(AUTH_PATH, connecting(), app=hooks(complete=False))
+@pytest.mark.parametrize(
+    ("path", "question"),
+    [
+        (AUTH_PATH, connecting()),
+        (ACL_PATH, {"username": USER, "action": "publish", "topic": "tenant/acme/device/t-1/telemetry"}),
+        (ACL_PATH, {"username": USER, "action": "subscribe", "topic": "tenant/acme/device/t-2/commands"}),
+    ],
+)
+def test_before_the_devices_are_read_the_answer_is_to_ask_again(path: str, question: dict[str, object]) -> None:
+    found = ask(path, question, app=hooks(complete=False))
     assert found.status == 503
     assert b"retry-after" in found.headers
+
+
+def test_the_bridge_is_answered_before_the_devices_are_read() -> None:
+    app = hooks(complete=False)
+    question = {"username": "pulse-bridge", "action": "subscribe", "topic": "tenant/#"}
+    assert ask(ACL_PATH, question, app=app).body == {"result": "allow"}
 
 
 def test_a_user_without_a_password_is_none() -> None:

@@ -17,7 +17,7 @@ from pulse.domain.ledger import position
 from pulse.domain.settlement import Message, Row
 from pulse.services import device_state as module
 from pulse.services.device_state import StateKeeper
-from pulse.services.waiting import Batch, Hand, Waits
+from pulse.services.waiting import Batch, KeptAlive, Waits
 
 MADE_NS = 1
 
@@ -112,11 +112,11 @@ def row(position: int, device_id: str = "d", *, ts_us: int | None = None, **metr
 @asynccontextmanager
 async def running(*, stop_set: bool = False) -> AsyncIterator[Bench]:
     world, stop = World(), asyncio.Event()
-    hand = Hand(world, keep_alive_s=0.01)
+    kept_alive = KeptAlive(world, keep_alive_s=0.01)
     waits = Waits(world, delay_s_min=0.001, delay_s_max=0.01)
-    keeper = StateKeeper(source=world, store=world, hand=hand, waits=waits, probe=lambda _: None)
+    keeper = StateKeeper(source=world, store=world, kept_alive=kept_alive, waits=waits, probe=lambda _: None)
     async with asyncio.TaskGroup() as group:
-        alive = group.create_task(hand.keep_alive())
+        alive = group.create_task(kept_alive.keep_alive())
         bench = Bench(world, keeper, stop, group.create_task(keeper.run(stop)))
         yield bench
         keeper.finish()

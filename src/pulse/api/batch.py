@@ -200,7 +200,7 @@ class BatchApi:
         except (Refusal, Outage) as error:
             return error
         try:
-            return self._gateway.submit(
+            prepared = self._gateway.prepare(
                 tenant_id=tenant_id,
                 device_id=device_id,
                 message_type=row.msg_type or MessageType.TELEMETRY,
@@ -208,6 +208,7 @@ class BatchApi:
                 source="http",
                 retry_id=retry_id,
             )
+            return self._gateway.submit(prepared)
         except Refusal as refusal:
             if refusal.reason in PAYLOAD_REASONS:
                 refusal.field = f"payload.{refusal.field}".rstrip(".")

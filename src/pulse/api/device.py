@@ -126,17 +126,20 @@ class DeviceApi:
                 length=found.content_length,
                 encoding=found.content_encoding,
             )
-            self._gateway.send(
+            prepared = self._gateway.prepare(
                 tenant_id=tenant_id,
                 device_id=device_id,
                 message_type=MESSAGE_TYPES[kind],
                 payload=payload,
                 source="http",
                 retry_id=retry_id,
-                waiting=waiting,
             )
+            self._gateway.send(prepared, waiting)
         except (Refusal, Outage) as error:
             waiting.set_exception(error)
+        except BaseException:
+            waiting.give_up()
+            raise
 
     def _begin(self) -> float:
         self._pending += 1
@@ -176,7 +179,7 @@ class DeviceApi:
             length=headers.content_length,
             encoding=headers.content_encoding,
         )
-        receipt = await self._gateway.submit(
+        prepared = self._gateway.prepare(
             tenant_id=tenant_id,
             device_id=device_id,
             message_type=message_type,
@@ -184,7 +187,7 @@ class DeviceApi:
             source="http",
             retry_id=retry_id,
         )
-        return self.accepted(receipt)
+        return self.accepted(await self._gateway.submit(prepared))
 
     def _admit(self, tenant_id: str, device_id: str, headers: Headers) -> str | None:
         """Whether this device may send now, asked before its body is read; the message's `retry_id`."""
@@ -222,7 +225,7 @@ class DeviceApi:
 class _Waiting:
     """Answers on the direct way as soon as there is something to answer; a `domain.receipt.Waiting`."""
 
-    __slots__ = ("_api", "_kind", "_metrics", "_respond", "_started")
+    __slots__ = ("_api", "_ended", "_kind", "_metrics", "_respond", "_started")
 
     def __init__(self, api: DeviceApi, metrics: GatewayMetrics, kind: str, started: float, respond: Respond) -> None:
         self._api = api
@@ -230,6 +233,7 @@ class _Waiting:
         self._kind = kind
         self._started = started
         self._respond = respond
+        self._ended = False
 
     def done(self) -> bool:
         """An answer that nobody waits for any more is not written; that is the connection's matter."""
@@ -241,7 +245,14 @@ class _Waiting:
     def set_exception(self, error: Refusal | Outage, /) -> None:
         self._answer(self._api.refused(error))
 
+    def give_up(self) -> None:
+        """A bug leaves the answer to the connection: the request is not to count as pending for ever."""
+        if not self._ended:
+            self._ended = True
+            self._api.end()
+
     def _answer(self, answer: Answer) -> None:
+        self._ended = True
         self._api.end()
         self._metrics.answered(self._kind, answer[0], time.perf_counter() - self._started)
         self._respond(*answer)

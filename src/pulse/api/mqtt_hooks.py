@@ -2,17 +2,22 @@
 
     POST /internal/mqtt/auth   {"username","password","clientid","cert_common_name"}
     POST /internal/mqtt/acl    {"username","action":"publish|subscribe","topic"}
-    ◄── 200 {"result":"allow|deny"}, with "expire_at" (seconds since 1970) for a device that is let in
+    ◄── 200 {"result":"allow|deny"}; with "allow" to the first, "acl": [{"permission","action","topic"}, …], and
+        "expire_at" (seconds since 1970) for a device
 
-Each comes with `Authorization: Bearer {secret}`. EMQX takes any answer but 200 for no answer, and its configuration
-then refuses. No client is a superuser. A topic of an `acl` question is a topic filter where the client subscribes.
+EMQX keeps the rules of `acl` with the session and looks there first, so who stays within them needs no answer of ours
+any more; `expire_at` ends the session, and the rules with it. What no rule names it asks at the second path.
+
+Each question comes with `Authorization: Bearer {secret}`. EMQX takes any answer but 200 for no answer, and its
+configuration then refuses. No client is a superuser. A topic of an `acl` question is a topic filter where the client
+subscribes.
 """
 
 from __future__ import annotations
 
 import hmac
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -21,7 +26,15 @@ import msgspec
 from pulse.api.bodies import BodyReader, ClientGone
 from pulse.api.problem import Answer, Header, answer_to, problem
 from pulse.domain.errors import Outage, Reason, Refusal
-from pulse.domain.mqtt_access import Action, Denial, bridge_may
+from pulse.domain.mqtt_access import (
+    BRIDGE_DOWN,
+    Action,
+    Denial,
+    bridge_may,
+    bridge_up_filters,
+    down_filters,
+    up_filters,
+)
 from pulse.services.mqtt_access import Session
 
 Scope = MutableMapping[str, Any]
@@ -47,7 +60,7 @@ class Access(Protocol):
         """Let a device in or not."""
 
     def may(self, user: str, action: Action, topic: str) -> bool:
-        """Whether a device that was let in may do that, now."""
+        """Whether a device that was let in may do that, now. Raises Outage."""
 
 
 class Connecting(msgspec.Struct, frozen=True):
@@ -67,14 +80,32 @@ class Asking(msgspec.Struct, frozen=True):
     username: str | None = None
 
 
+class Rule(msgspec.Struct, frozen=True):
+    """What a client may do without a question; `topic` is a filter."""
+
+    permission: str
+    action: Action
+    topic: str
+
+
 class Result(msgspec.Struct, frozen=True, omit_defaults=True):
     """The answer."""
 
     result: str
     expire_at: int | None = None
+    acl: Sequence[Rule] = ()
+
+
+def rules(*, publish: Iterable[str], subscribe: Iterable[str]) -> tuple[Rule, ...]:
+    """Rules that allow these filters, and say nothing of others."""
+    return (
+        *(Rule("allow", Action.PUBLISH, each) for each in publish),
+        *(Rule("allow", Action.SUBSCRIBE, each) for each in subscribe),
+    )
 
 
 ALLOW, DENY = Result("allow"), Result("deny")
+ALLOW_BRIDGE = Result("allow", acl=rules(publish=bridge_up_filters(), subscribe=BRIDGE_DOWN))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,7 +173,7 @@ class MqttHooks:
     def _connect(self, asked: Connecting) -> Result:
         name, password = asked.username or "", asked.password or ""
         if self._own_user.has(name):
-            return ALLOW if _same(_bytes(password), _bytes(self._own_user.password)) else DENY
+            return ALLOW_BRIDGE if _same(_bytes(password), _bytes(self._own_user.password)) else DENY
         certificate = asked.cert_common_name or ""
         decided = self._access.connect(
             name,
@@ -153,7 +184,11 @@ class MqttHooks:
         )
         if decided is Denial.NOT_READY:
             raise Outage("registry", "the devices have not been read yet")
-        return DENY if isinstance(decided, Denial) else Result("allow", expire_at=decided.end_ms // 1000)
+        if isinstance(decided, Denial):
+            return DENY
+        ids = decided.tenant_id, decided.device_id
+        allowed = rules(publish=up_filters(*ids), subscribe=down_filters(*ids))
+        return Result("allow", expire_at=decided.end_ms // 1000, acl=allowed)
 
     def _authorize(self, asked: Asking) -> Result:
         name = asked.username or ""

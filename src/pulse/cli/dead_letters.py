@@ -143,7 +143,7 @@ async def show(context: Context, letter_id: int, *, full: bool, raw: bool, as_js
     "--body",
     "body_file",
     type=click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path),
-    help="With ID: the mended body, from this file or - for stdin.",
+    help="With ID: the mended body, whole as `show --raw` prints it, from this file or - for stdin.",
 )
 @click.option("--edit", is_flag=True, help="With ID: mend the body in $EDITOR first.")
 @json_option

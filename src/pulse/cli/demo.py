@@ -48,7 +48,7 @@ async def prepare(settings: Settings, folder: Path) -> str | None:
         async with open_pool(
             settings.database_url, size_max=1, timeout_s=settings.database_timeout_s, application_name="pulse up"
         ) as pool:
-            store = IdentityStore(pool)
+            store = IdentityStore(pool, presence_after=settings.presence_after())
             token_path = folder / TOKEN_FILE
             known = token_path.read_text("ascii").strip() if token_path.exists() else None
             token = known or await _make_demo(store)

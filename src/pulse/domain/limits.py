@@ -20,6 +20,10 @@ NS_PER_S = 1_000_000_000
 PER_S_MAX = 1_000_000
 PER_S_MIN = 0.001
 BURST_MAX = 1_000_000_000
+LOOK_NS = NS_PER_S
+"""How often some of the tenants that have rates of their own are looked at, whether they still need their buckets."""
+LOOKS_MAX = 256
+"""How many at once: 0.05 ms."""
 
 
 class Rate(msgspec.Struct, frozen=True):
@@ -115,7 +119,7 @@ def _nobodys(_tenant_id: str) -> None:
 class _Shares:
     """The limits that hold for some tenants, and what they have used of them."""
 
-    __slots__ = ("device", "devices", "given", "tenant", "tenants")
+    __slots__ = ("device", "devices", "given", "idle_ns", "tenant", "tenants", "used_ns")
 
     def __init__(self, device: Rate, tenant: Rate, given: TenantLimits) -> None:
         self.given = given
@@ -123,6 +127,8 @@ class _Shares:
         self.tenant = _Limit(tenant, "this tenant", "tenant_messages_per_s")
         self.devices = Buckets(idle_ns=self.device.burst_ns)
         self.tenants = Buckets(idle_ns=self.tenant.burst_ns)
+        self.idle_ns = max(self.device.burst_ns, self.tenant.burst_ns)
+        self.used_ns = 0
 
 
 class RateLimits:
@@ -130,6 +136,9 @@ class RateLimits:
 
     A message counts against both or, where one of them refuses it, against neither: a device that sends too much
     takes nothing from its neighbours. A tenant whose rates are changed begins with full buckets.
+
+    Of a tenant that has rates of its own nothing is kept once they are taken away, or once all its buckets are full
+    again: LOOKS_MAX of these tenants are looked at every LOOK_NS, as long as anybody sends.
     """
 
     def __init__(self, *, device: Rate, tenant: Rate, of_tenant: LimitsOf = _nobodys) -> None:
@@ -137,6 +146,8 @@ class RateLimits:
         self._of_tenant = of_tenant
         self._all = _Shares(device, tenant, NO_LIMITS)
         self._own: dict[str, _Shares] = {}
+        self._unseen: list[str] = []
+        self._look_ns = 0
 
     @property
     def buckets(self) -> int:
@@ -145,8 +156,10 @@ class RateLimits:
 
     def admit(self, tenant_id: str, device_id: str, now_ns: int) -> None:
         """Count one message of this device, or raise LimitExceeded; `now_ns` must never go back."""
+        if now_ns >= self._look_ns:
+            self._look(now_ns)
         given = self._of_tenant(tenant_id)
-        shares = self._all if given is None else self._own_shares(tenant_id, given)
+        shares = self._all if given is None else self._own_shares(tenant_id, given, now_ns)
         device, tenant = shares.device, shares.tenant
         device_full_at_ns = 0
         device_key = (tenant_id, device_id)
@@ -158,10 +171,25 @@ class RateLimits:
         if device.interval_ns:
             shares.devices.put(device_key, device_full_at_ns)
 
-    def _own_shares(self, tenant_id: str, given: TenantLimits) -> _Shares:
+    def _own_shares(self, tenant_id: str, given: TenantLimits, now_ns: int) -> _Shares:
         shares = self._own.get(tenant_id)
         if shares is None or shares.given != given:
             device, tenant = given.device_messages, given.messages
             shares = _Shares(device or self._device, tenant or self._tenant, given)
             self._own[tenant_id] = shares
+        shares.used_ns = now_ns
         return shares
+
+    def _look(self, now_ns: int) -> None:
+        """Let go of what some tenants had, where their rates are gone or it would be the same as none."""
+        self._look_ns = now_ns + LOOK_NS
+        if not self._unseen:
+            self._unseen = list(self._own)
+        looked_at = self._unseen[-LOOKS_MAX:]
+        del self._unseen[-LOOKS_MAX:]
+        for tenant_id in looked_at:
+            shares = self._own.get(tenant_id)
+            if shares is None:
+                continue
+            if now_ns - shares.used_ns >= shares.idle_ns or self._of_tenant(tenant_id) is None:
+                del self._own[tenant_id]

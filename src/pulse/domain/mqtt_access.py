@@ -33,6 +33,10 @@ _SHARED = re.compile(r"\A\$share/[^/+#]+/")
 _DEVICE_TOPIC = re.compile(rf"tenant/({ID_PATTERN})/device/({ID_PATTERN})/.+")
 
 
+BRIDGE_DOWN = ("tenant/#",)
+"""Filters that contain all that our own user may subscribe to."""
+
+
 class Action(StrEnum):
     """What a client asks to do with a topic; the words of EMQX."""
 
@@ -74,6 +78,11 @@ def up_filters(tenant_id: str, device_id: str) -> list[str]:
 def down_filters(tenant_id: str, device_id: str) -> list[str]:
     """Topic filters that contain all that the device may subscribe to."""
     return [prefix(tenant_id, device_id) + name for name in DOWN]
+
+
+def bridge_up_filters() -> list[str]:
+    """Topic filters that contain all that our own user at a broker may publish to: what devices listen to."""
+    return [prefix("+", "+") + name for name in DOWN]
 
 
 def is_own_client_id(tenant_id: str, device_id: str, client_id: str) -> bool:

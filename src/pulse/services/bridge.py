@@ -1,12 +1,12 @@
 """The bridge: what devices say to an MQTT broker becomes messages in JetStream.
 
-    broker ─► Admission ─► in hand ─► group commit ─► PubAck ─► PUBACK
+    broker ─► Admission ─► in flight ─► group commit ─► PubAck ─► PUBACK
                  │            └── Outage ─► again, under the same id, until it is stored; no PUBACK meanwhile
                  └── dropped: counted, PUBACK
 
-Who acks: `services/bridge_hand.py`, after the PubAck. Until then the broker has the message too, so nothing is lost
+Who acks: `services/in_flight.py`, after the PubAck. Until then the broker has the message too, so nothing is lost
 with this process or a connection. Here a connection is opened again and again, and all is stopped in order: no message
-is read any more, what is in hand is stored and acknowledged, and the session stays with the broker.
+is read any more, what is in flight is stored and acknowledged, and the session stays with the broker.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from typing import Protocol, TypeVar
 from pulse.domain.errors import Outage
 from pulse.domain.mqtt import Arrival
 from pulse.services.bridge_admission import Devices
-from pulse.services.bridge_hand import Hand
 from pulse.services.bridge_ports import BridgeMetrics, Connection
+from pulse.services.in_flight import InFlight
 from pulse.services.waiting import Waits
 
 T = TypeVar("T")
@@ -68,7 +68,7 @@ class Bridge:
         self,
         *,
         broker: Broker,
-        hand: Hand,
+        in_flight: InFlight,
         devices: Devices,
         last_sequences: Callable[[], Awaitable[Mapping[str, int]]],
         link: Link,
@@ -77,7 +77,7 @@ class Bridge:
         retry_delay_s_max: float,
     ) -> None:
         self._broker = broker
-        self._hand = hand
+        self._in_flight = in_flight
         self._devices = devices
         self._last_sequences = last_sequences
         self._link = link
@@ -87,17 +87,17 @@ class Bridge:
 
     def opened(self, connection: Connection, *, session_present: bool) -> None:
         """The broker's word on a new connection, before its first message."""
-        self._hand.opened(connection, session_present=session_present)
+        self._in_flight.opened(connection, session_present=session_present)
 
     def received(self, arrivals: list[Arrival]) -> None:
         """Messages of the connection; never raises: what goes wrong here ends `run`."""
-        self._hand.take(arrivals)
+        self._in_flight.take(arrivals)
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Bridge until `stop`, then until nothing is in hand."""
+        """Bridge until `stop`, then until nothing is in flight."""
         async with asyncio.TaskGroup() as group:
-            retries = group.create_task(self._hand.retry(), name="bridge-retries")
-            bugs = group.create_task(self._hand.failed(), name="bridge-bugs")
+            retries = group.create_task(self._in_flight.retry(), name="bridge-retries")
+            bugs = group.create_task(self._in_flight.failed(), name="bridge-bugs")
             await self._stay_connected(stop)
             retries.cancel()
             bugs.cancel()
@@ -117,8 +117,8 @@ class Bridge:
                 await self._waits.out(outage, attempt, stop)
 
     async def _one_connection(self, stop: asyncio.Event) -> None:
-        """Returns when it was told to stop, and nothing is in hand; raises Outage where the connection ends before."""
-        self._hand.begin_above(await self._last_sequences())
+        """Returns when told to stop, and nothing is in flight; raises Outage where the connection ends before."""
+        self._in_flight.begin_above(await self._last_sequences())
         connection = None
         try:
             connection = await _unless(stop, self._broker.connect(self))
@@ -128,7 +128,7 @@ class Bridge:
                 self._waits.over()
                 await self._serve(connection, stop)
         finally:
-            self._hand.lost()
+            self._in_flight.lost()
             if connection is not None:
                 await connection.close()
 
@@ -137,7 +137,7 @@ class Bridge:
         if why is not None:
             raise why
         connection.pause()
-        await self._hand.empty.wait()
+        await self._in_flight.empty.wait()
 
 
 async def _pause(seconds: float, stop: asyncio.Event) -> None:

@@ -34,10 +34,10 @@ class BridgeMetrics(Protocol):
         """So many messages came, repeated ones included."""
 
     def settled(self, outcome: str, seconds: float) -> None:
-        """After so long one is `stored`, a `duplicate`, a `dead_letter`, `refused`, or `repeated`: in hand already."""
+        """After so long one is `stored`, a `duplicate`, a `dead_letter`, `refused`, or `repeated`: here already."""
 
     def refused(self, reason: str, outcome: str) -> None:
         """One was not accepted; `outcome` says whether it is kept as a `dead_letter` or only `refused`."""
 
     def waiting(self, system: str, waiting: bool) -> None:
-        """The bridge began or ceased to wait for a system."""
+        """One of the bridge's parts began or ceased to wait for a system; each ceases as often as it began."""

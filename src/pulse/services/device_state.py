@@ -20,7 +20,7 @@ from pulse.domain.device_state import Device, DeviceState, Word, Words, needed, 
 from pulse.domain.errors import Outage
 from pulse.domain.ledger import epoch_of
 from pulse.domain.settlement import Message
-from pulse.services.waiting import Hand, Source, Waits
+from pulse.services.waiting import KeptAlive, Source, Waits
 
 INTERVAL_S = 1.0
 """A device that talks all the time has its state written so often: in every batch it would cost as much as its rows."""
@@ -48,11 +48,11 @@ class StateKeeper:
     """Hears the words of settled messages, and writes them; iterates over the messages that it holds."""
 
     def __init__(
-        self, *, source: Source, store: StateStore, hand: Hand, waits: Waits, probe: Callable[[str], None]
+        self, *, source: Source, store: StateStore, kept_alive: KeptAlive, waits: Waits, probe: Callable[[str], None]
     ) -> None:
         self._source = source
         self._store = store
-        self._hand = hand
+        self._kept_alive = kept_alive
         self._waits = waits
         self._probe = probe
         self._last: dict[Device, Word] = {}
@@ -66,7 +66,7 @@ class StateKeeper:
         self._room = asyncio.Event()
         self._room.set()
         self._finishing = False
-        hand.take(self, self)
+        kept_alive.take(self, self)
 
     def __iter__(self) -> Iterator[Message]:
         return iter(self.held.values())
@@ -164,7 +164,7 @@ class StateKeeper:
 
     async def _give_back(self, taken: Sequence[int]) -> None:
         for answered in self._by_making(taken):
-            await self._hand.give_back(answered)
+            await self._kept_alive.give_back(answered)
 
     def _by_making(self, taken: Sequence[int]) -> list[Answered]:
         """The messages at these positions, apart by the making of their stream; less those that were freed since."""

@@ -76,7 +76,8 @@ class Prepared(NamedTuple):
 class Gateway:
     """Accepts messages of devices; used by every edge, whatever its protocol.
 
-    An edge checks the ids, then asks in this order: `authenticate`, `admit`, and, with the payload read, `submit`.
+    An edge checks the ids, then asks in this order: `authenticate`, `admit`, with the payload read `prepare`, and
+    `submit` or `send`; or it hands over itself what was prepared, where it may have to do that more than once.
     """
 
     def __init__(
@@ -113,53 +114,6 @@ class Gateway:
         """Count one message of an authenticated device, or raise LimitExceeded where it sends too often."""
         self._limits.admit(tenant_id, device_id, self._monotonic_ns())
 
-    def submit(
-        self,
-        *,
-        tenant_id: str,
-        device_id: str,
-        message_type: MessageType,
-        payload: bytes,
-        source: Source,
-        retry_id: str | None = None,
-    ) -> asyncio.Future[Receipt]:
-        """Check `payload` (JSON bytes) of an authenticated device and hand it to JetStream.
-
-        `retry_id` is what a retry of this message has in common with it, among the device's own messages. Raises
-        Refusal with the field at fault; where JetStream is away an Outage is raised, or becomes the future's.
-        """
-        prepared = self.prepare(
-            tenant_id=tenant_id,
-            device_id=device_id,
-            message_type=message_type,
-            payload=payload,
-            source=source,
-            retry_id=retry_id,
-        )
-        return self._publisher.submit(prepared.subject, prepared.body, message_id=prepared.message_id)
-
-    def send(
-        self,
-        *,
-        tenant_id: str,
-        device_id: str,
-        message_type: MessageType,
-        payload: bytes,
-        source: Source,
-        retry_id: str | None,
-        waiting: Waiting,
-    ) -> None:
-        """`submit`, but that it is `waiting` that gets the receipt or the Outage, at once when it is there."""
-        subject, body, message_id = self.prepare(
-            tenant_id=tenant_id,
-            device_id=device_id,
-            message_type=message_type,
-            payload=payload,
-            source=source,
-            retry_id=retry_id,
-        )
-        self._publisher.send(subject, body, message_id=message_id, waiting=waiting)
-
     def prepare(
         self,
         *,
@@ -171,9 +125,11 @@ class Gateway:
         retry_id: str | None = None,
         delivery: str | None = None,
     ) -> Prepared:
-        """What `submit` hands to JetStream, for an edge that may have to hand it over more than once.
+        """Check `payload` (JSON bytes) of an authenticated device; what JetStream is to get. Raises Refusal with the
+        field at fault.
 
-        `delivery` stands for how the message came; one that has no id of its own gets it from that and its bytes.
+        `retry_id` is what a retry of this message has in common with it, among the device's own messages. `delivery`
+        stands for how the message came; one that has no id of its own gets it from that and its bytes.
         """
         received_ms = self._clock_ns() // 1_000_000
         seq: int | None = None
@@ -201,6 +157,15 @@ class Gateway:
         else:
             message_id = f"{self._process_id}-{next(self._numbers):x}"
         return Prepared(subject_for(message_type, tenant_id), body, message_id)
+
+    def submit(self, prepared: Prepared) -> asyncio.Future[Receipt]:
+        """Hand a message to JetStream; where that is away an Outage is raised, or becomes the future's."""
+        return self._publisher.submit(prepared.subject, prepared.body, message_id=prepared.message_id)
+
+    def send(self, prepared: Prepared, waiting: Waiting) -> None:
+        """`submit`, but that it is `waiting` that gets the receipt or the Outage, at once when it is there."""
+        subject, body, message_id = prepared
+        self._publisher.send(subject, body, message_id=message_id, waiting=waiting)
 
 
 def _digest(payload: bytes) -> str:

@@ -25,7 +25,7 @@ from pulse.domain.ledger import PositionSet, positions
 from pulse.domain.settlement import Message, Settlement, condemn, settle
 from pulse.domain.telemetry import PayloadDecoder
 from pulse.services.device_state import Answered, StateKeeper, StateStore
-from pulse.services.waiting import KEEP_ALIVE_S, Batch, Hand, Source, Waits
+from pulse.services.waiting import KEEP_ALIVE_S, Batch, KeptAlive, Source, Waits
 
 log = structlog.get_logger()
 
@@ -93,14 +93,16 @@ class IngestWorker:
         self._probe = probe
         self._epochs: dict[int, int] = {}
         self._waits = Waits(metrics, delay_s_min=retry_delay_s_min, delay_s_max=retry_delay_s_max)
-        self._hand = Hand(source, keep_alive_s=keep_alive_s)
-        self._states = StateKeeper(source=source, store=store, hand=self._hand, waits=self._waits, probe=probe)
+        self._kept_alive = KeptAlive(source, keep_alive_s=keep_alive_s)
+        self._states = StateKeeper(
+            source=source, store=store, kept_alive=self._kept_alive, waits=self._waits, probe=probe
+        )
 
     async def run(self, stop: asyncio.Event) -> None:
         """Fetch until `stop`, then finish what is in hand; returns when nothing is."""
         handover: asyncio.Queue[Batch | None] = asyncio.Queue(maxsize=1)
         async with asyncio.TaskGroup() as group:
-            keeper = group.create_task(self._hand.keep_alive(), name="ingest-keep-alive")
+            keeper = group.create_task(self._kept_alive.keep_alive(), name="ingest-keep-alive")
             states = group.create_task(self._states.run(stop), name="ingest-states")
             writers = [
                 group.create_task(self._write(handover, stop), name=f"ingest-writer-{number}")
@@ -136,7 +138,7 @@ class IngestWorker:
             attempt = 0
             self._waits.over("nats")
             if batch:
-                self._hand.take(batch, batch.messages)
+                self._kept_alive.take(batch, batch.messages)
                 self._probe("ingest.fetched")
                 await handover.put(batch)
 
@@ -146,8 +148,8 @@ class IngestWorker:
             if redelivered:
                 self._metrics.redelivered(redelivered)
             if not await self._until_settled(batch, stop):
-                await self._hand.give_back(batch)
-            self._hand.drop(batch)
+                await self._kept_alive.give_back(batch)
+            self._kept_alive.drop(batch)
             await self._states.room()
 
     async def _until_settled(self, batch: Batch, stop: asyncio.Event) -> bool:

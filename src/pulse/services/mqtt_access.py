@@ -117,7 +117,9 @@ class MqttAccess:
         return decided
 
     def may(self, user: str, action: Action, topic: str) -> bool:
-        """Whether a client that was let in may do that, now."""
+        """Whether a client that was let in may do that, now. Raises Outage until the devices have been read."""
+        if not self._registry.ready:
+            raise Outage("registry", "the devices have not been read yet")
         ids = device_of(user)
         allowed = ids is not None and self._enabled(*ids) and may(*ids, action, topic)
         self._metrics.authorized(action.value, allowed)

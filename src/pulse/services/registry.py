@@ -99,8 +99,9 @@ class DeviceRegistry:
 class RegistryMirror:
     """The service that keeps a DeviceRegistry like its feed; it acknowledges nothing and holds nothing back."""
 
-    def __init__(self, *, feed: RegistryFeed, registry: DeviceRegistry, role: str = "gateway") -> None:
-        self.name = f"registry mirror of {role}"
+    name = "registry mirror"
+
+    def __init__(self, *, feed: RegistryFeed, registry: DeviceRegistry) -> None:
         self._feed = feed
         self._registry = registry
 

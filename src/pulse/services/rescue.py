@@ -26,7 +26,7 @@ from pulse.domain.dead_letter import Condemned, Exhausted, bury, settle_condemne
 from pulse.domain.errors import Outage, Reason, Refusal
 from pulse.domain.ledger import PositionSet, position
 from pulse.domain.settlement import Message, Settlement, condemn
-from pulse.services.waiting import KEEP_ALIVE_S, Batch, Hand, Source, Waits
+from pulse.services.waiting import KEEP_ALIVE_S, Batch, KeptAlive, Source, Waits
 
 log = structlog.get_logger()
 
@@ -126,12 +126,12 @@ class Rescue:
         self._probe = probe
         self._epochs: dict[tuple[str, int], int] = {}
         self._waits = Waits(metrics, delay_s_min=retry_delay_s_min, delay_s_max=retry_delay_s_max)
-        self._hand = Hand(source, keep_alive_s=keep_alive_s)
+        self._kept_alive = KeptAlive(source, keep_alive_s=keep_alive_s)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Deal with one item after the other until `stop`; returns when none is in hand."""
         async with asyncio.TaskGroup() as group:
-            keeper = group.create_task(self._hand.keep_alive(), name="rescue-keep-alive")
+            keeper = group.create_task(self._kept_alive.keep_alive(), name="rescue-keep-alive")
             await self._work(stop)
             keeper.cancel()
 
@@ -153,10 +153,10 @@ class Rescue:
             attempt = 0
             self._waits.over()
             if batch:
-                self._hand.take(batch, batch.messages)
+                self._kept_alive.take(batch, batch.messages)
                 self._probe("rescue.fetched")
                 await self._until_done(batch, stop)
-                self._hand.drop(batch)
+                self._kept_alive.drop(batch)
 
     async def _until_done(self, batch: Batch, stop: asyncio.Event) -> None:
         """Deal with the one item of `batch` and ack it, outages waited out; give it back where `stop` comes first."""
@@ -170,7 +170,7 @@ class Rescue:
             except Outage as outage:
                 attempt += 1
                 if stop.is_set():
-                    await self._hand.give_back(batch)
+                    await self._kept_alive.give_back(batch)
                     return
                 await self._waits.out(outage, attempt, stop)
                 continue

@@ -90,7 +90,7 @@ class Waits:
                 log.info("recovered", system=system, after_s=round(time.monotonic() - since, 2))
 
 
-class Hand:
+class KeptAlive:
     """The messages that a worker holds: what stays long is kept alive, so that it is not delivered to others."""
 
     def __init__(self, source: Source, *, keep_alive_s: float) -> None:

@@ -1,52 +1,26 @@
-"""The role `gateway`: group commit ◄─ gateway (HTTP), registry mirror."""
+"""The role `gateway`: devices over HTTP, on the gateway that its process shares."""
 
 from __future__ import annotations
 
 import msgspec
 
-from pulse.adapters.nats.committer import GroupCommitter
 from pulse.adapters.nats.connection import PulseClient
-from pulse.adapters.nats.registry_feed import RegistryFeed
 from pulse.adapters.nats.streams import stream_state
 from pulse.api.bodies import BodyBounds
 from pulse.api.device import SINGLE, DeviceApi
-from pulse.domain.limits import Rate, RateLimits
 from pulse.runtime.health import health_app
 from pulse.runtime.http import Direct, UvicornService
 from pulse.runtime.lifecycle import Service
-from pulse.runtime.metrics import GatewayMetrics, PublishMetrics, RegistryMetrics
-from pulse.services.gateway import Gateway
-from pulse.services.registry import DeviceRegistry, RegistryMirror
+from pulse.runtime.metrics import GatewayMetrics
 from pulse.wiring.process import Process
-from pulse.wiring.registry_check import RegistryCheck
 from pulse.wiring.streams import TELEMETRY
 
 
 async def gateway_services(process: Process) -> list[Service]:
-    """The services, sinks first, with the address taken."""
+    """The HTTP service, with its address taken."""
     settings = process.settings
-    registry = DeviceRegistry()
-    process.checks.append(RegistryCheck(registry))
-    RegistryMetrics(process.metrics).watch(lambda: registry.size)
-    committer = GroupCommitter(
-        process.nats,
-        streams={"telemetry": TELEMETRY},
-        metrics=PublishMetrics(process.metrics),
-        pending_max=settings.publish_pending_max,
-        timeout_s=settings.publish_timeout_s,
-        drain_s_max=settings.drain_s_max,
-    )
     app = DeviceApi(
-        gateway=Gateway(
-            publisher=committer,
-            registry=registry,
-            decoder=process.decoder(),
-            limits=RateLimits(
-                device=Rate(settings.device_messages_per_s, settings.device_messages_burst),
-                tenant=Rate(settings.tenant_messages_per_s, settings.tenant_messages_burst),
-                of_tenant=registry.limits_of,
-            ),
-        ),
+        gateway=process.gateway,
         metrics=GatewayMetrics(process.metrics),
         durability=await _durability(process.nats),
         bounds=msgspec.convert(settings, BodyBounds, from_attributes=True),
@@ -65,7 +39,7 @@ async def gateway_services(process: Process) -> list[Service]:
         request_s_max=settings.gateway_request_s_max,
     )
     http.bind()
-    return [committer, RegistryMirror(feed=RegistryFeed(process.nats), registry=registry), http]
+    return [http]
 
 
 async def _durability(client: PulseClient) -> str:

@@ -1,24 +1,61 @@
-"""What the roles of one process share."""
+"""What the roles of one process share.
+
+The edge's part of it is made when the first role asks for it, and once: two roles with a registry each would watch the
+bucket twice, tell of two sizes under one name, and let a device send twice as often.
+
+    gateway ─┐                  ┌─► committer ─► JetStream
+    bridge ──┴─► Gateway ───────┼─► limits ──┐
+    ui ────────────────────────►└─► registry ◄── RegistryMirror ◄── RegistryFeed
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import msgspec
 from prometheus_client import CollectorRegistry
 
+from pulse.adapters.nats.committer import GroupCommitter
 from pulse.adapters.nats.connection import PulseClient
+from pulse.adapters.nats.registry_feed import RegistryFeed
 from pulse.adapters.postgres.pool import Pool
+from pulse.domain.limits import Rate, RateLimits
+from pulse.domain.registry import Change
 from pulse.domain.telemetry import Bounds, PayloadDecoder
 from pulse.runtime.health import Check
+from pulse.runtime.lifecycle import Service
+from pulse.runtime.metrics import PublishMetrics, RegistryMetrics
 from pulse.runtime.settings import Settings
+from pulse.services.gateway import Gateway
+from pulse.services.registry import DeviceRegistry, RegistryMirror
+from pulse.services.registry import RegistryFeed as Feed
+from pulse.wiring.registry_check import RegistryCheck
+from pulse.wiring.streams import DEAD_LETTERS, SERVED
+
+NATS_WAIT_S_MAX = 60.0
+"""How long a starting process waits for NATS before it says so and ends, to be started again."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+class OutermostFeed:
+    """The registry's feed; who has to see each change before the registry does stands in front, before it is run."""
+
+    def __init__(self, feed: Feed) -> None:
+        self.outermost = feed
+
+    def watch(self) -> AsyncGenerator[Change, None]:
+        """The changes, as the outermost passes them on."""
+        return self.outermost.watch()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Process:
-    """What the roles of one process share, and what they add to it."""
+    """What the roles of one process share, and what they add to it.
+
+    `shared` are the services behind what was asked for; they are sinks of all roles and start before them.
+    """
 
     settings: Settings
     nats: PulseClient
@@ -27,10 +64,55 @@ class Process:
     probe: Callable[[str], None]
     stack: AsyncExitStack
     checks: list[Check] = field(default_factory=list)
+    shared: list[Service] = field(default_factory=list)
 
     def decoder(self) -> PayloadDecoder:
         """The payload rules of the settings."""
         return PayloadDecoder(payload_bounds(self.settings))
+
+    @cached_property
+    def registry_feed(self) -> OutermostFeed:
+        """Where the registry's changes come from."""
+        return OutermostFeed(RegistryFeed(self.nats))
+
+    @cached_property
+    def registry(self) -> DeviceRegistry:
+        """All devices in memory; the process is not ready before it is complete."""
+        registry = DeviceRegistry()
+        self.checks.append(RegistryCheck(registry))
+        RegistryMetrics(self.metrics).watch(lambda: registry.size)
+        self.shared.append(RegistryMirror(feed=self.registry_feed, registry=registry))
+        return registry
+
+    @cached_property
+    def limits(self) -> RateLimits:
+        """How often devices and tenants may send, by whatever protocol."""
+        settings = self.settings
+        return RateLimits(
+            device=Rate(settings.device_messages_per_s, settings.device_messages_burst),
+            tenant=Rate(settings.tenant_messages_per_s, settings.tenant_messages_burst),
+            of_tenant=self.registry.limits_of,
+        )
+
+    @cached_property
+    def committer(self) -> GroupCommitter:
+        """What stores messages of devices, and dead letters of the edge."""
+        settings = self.settings
+        committer = GroupCommitter(
+            self.nats,
+            streams={prefix: stream for stream, prefix in SERVED.items()} | {"dead": DEAD_LETTERS},
+            metrics=PublishMetrics(self.metrics),
+            pending_max=settings.publish_pending_max,
+            timeout_s=settings.publish_timeout_s,
+            drain_s_max=settings.drain_s_max,
+        )
+        self.shared.append(committer)
+        return committer
+
+    @cached_property
+    def gateway(self) -> Gateway:
+        """The decision on what devices send."""
+        return Gateway(publisher=self.committer, registry=self.registry, decoder=self.decoder(), limits=self.limits)
 
 
 def payload_bounds(settings: Settings) -> Bounds:

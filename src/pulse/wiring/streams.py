@@ -5,11 +5,14 @@ from __future__ import annotations
 from pulse.adapters.nats.connection import PulseClient
 from pulse.adapters.nats.streams import StreamState, stream_state
 from pulse.domain.errors import ConfigurationError, Outage
+from pulse.domain.topics import UPWARD
 
 TELEMETRY = "TELEMETRY"
 INGEST_WORKERS = "ingest-workers"
 DEAD_LETTERS = "DEAD_LETTERS"
 RESCUE_WORKERS = "rescue-workers"
+SERVED = {kind.stream: kind.subject_prefix for kind in UPWARD.values() if kind.message_type is not None}
+"""The streams that messages of devices go to, with the first token of their subjects."""
 
 
 async def state_of(client: PulseClient, stream: str) -> StreamState:

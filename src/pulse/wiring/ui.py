@@ -21,7 +21,7 @@ from pulse.api.control.application import control_app
 from pulse.api.control.entrance import ControlBounds
 from pulse.domain.access import ChangeRecord
 from pulse.domain.errors import Outage
-from pulse.domain.presence import PRESENCE_AFTER, PresenceAfter
+from pulse.domain.presence import PresenceAfter
 from pulse.domain.query import QueryBounds
 from pulse.runtime.health import health_app
 from pulse.runtime.http import Application, UvicornService
@@ -51,7 +51,7 @@ class RegistryEdge:
         await self._bucket.project(keys, self._truth.load)
 
 
-def open_reach_on(pool: Pool, *, query_s_max: float, presence_after: PresenceAfter = PRESENCE_AFTER) -> OpenReach:
+def open_reach_on(pool: Pool, *, query_s_max: float, presence_after: PresenceAfter) -> OpenReach:
     """Stores on `pool`, for one tenant or for all."""
 
     def open_reach(tenant_id: str | None, record: ChangeRecord | None) -> Reach:
@@ -87,9 +87,8 @@ async def ui_services(process: Process) -> list[Service]:
         key_requests_max=settings.ui_key_requests_max,
     )
     other: Application = health_app(checks=process.checks, registry=process.metrics)
-    registry: list[Service] = []
     if settings.mqtt_hook_secret:
-        other, registry = mqtt_hooks(process, other)
+        other = mqtt_hooks(process, other)
     service = UvicornService(
         name="control API",
         app=control_app(control=control, bounds=bounds, other=other),
@@ -100,4 +99,4 @@ async def ui_services(process: Process) -> list[Service]:
         request_s_max=settings.ui_request_s_max,
     )
     service.bind()
-    return [*registry, service]
+    return [service]

@@ -20,6 +20,7 @@ from nats.aio.msg import Msg
 
 from pulse.adapters.nats.errors import mapped
 from pulse.adapters.nats.nkeys import AccountKey, claims_of
+from pulse.domain.errors import Outage
 
 log = structlog.get_logger()
 
@@ -105,9 +106,13 @@ class AuthCallout:
         except (ValueError, msgspec.DecodeError):
             log.error("nats-server asks who may come in, and it cannot be read", bytes=len(message.data))
             return
-        answer = self.respond(request)
-        with mapped("cannot answer nats-server who may come in"):
-            await message.respond(answer.encode())
+        try:
+            answer = self.respond(request)
+            with mapped("cannot answer nats-server who may come in"):
+                await message.respond(answer.encode())
+        except Outage as outage:
+            # No answer: after its timeout the server refuses, and the client comes again.
+            log.warning("nats-server asks who may come in, and gets no answer", reason=str(outage))
 
     def respond(self, request: _Request) -> str:
         """The answer to one question, signed."""

@@ -30,7 +30,7 @@ from pulse.domain.identity import (
 )
 from pulse.domain.labels import merged_attributes
 from pulse.domain.limits import TenantLimits
-from pulse.domain.presence import PRESENCE_AFTER, PresenceAfter
+from pulse.domain.presence import PresenceAfter
 
 BULK_ROWS = 10_000
 """Rows of one statement of a bulk insert; about a tenth of a second."""
@@ -102,7 +102,7 @@ DELETE_ENDED_AND_OLDEST = """
 class IdentityStore:
     """Reads and writes identities."""
 
-    def __init__(self, pool: Database, *, presence_after: PresenceAfter = PRESENCE_AFTER) -> None:
+    def __init__(self, pool: Database, *, presence_after: PresenceAfter) -> None:
         self._presence_after = presence_after
         self._pool = pool
 

@@ -16,7 +16,7 @@ import msgspec
 from pulse.adapters.postgres.buckets import select_buckets
 from pulse.adapters.postgres.pool import Connection, Database, transaction
 from pulse.domain.errors import Reason, Refusal
-from pulse.domain.presence import PRESENCE_AFTER, PresenceAfter
+from pulse.domain.presence import PresenceAfter
 from pulse.domain.query import Bucket, BucketQuery, Latest, LatestValue, Query, StoredReading
 from pulse.domain.telemetry import EPOCH
 
@@ -60,9 +60,7 @@ _latest_decoder = msgspec.json.Decoder(dict[str, tuple[msgspec.Raw, int, int]])
 class TelemetryReader:
     """Reads one device's telemetry. Raises Outage, and Refusal NOT_FOUND for a device that is not there."""
 
-    def __init__(
-        self, database: Database, *, statement_s_max: float, presence_after: PresenceAfter = PRESENCE_AFTER
-    ) -> None:
+    def __init__(self, database: Database, *, statement_s_max: float, presence_after: PresenceAfter) -> None:
         self._database = database
         self._presence_after = presence_after
         self._statement_s_max = statement_s_max

@@ -20,21 +20,22 @@ OUTCOMES = ("stored", "duplicate", "dead_letter", "refused", "repeated")
 
 
 class BridgeMetrics(Collector):
-    """Counts messages; `received_total` is the sum of all outcomes and what is in hand. One event loop."""
+    """Counts messages; `received_total` is the sum of all outcomes and what is in flight. One event loop."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self._in_hand: Callable[[], int] = int
+        self._in_flight: Callable[[], int] = int
         self._received = 0
         self._outcomes = dict.fromkeys(OUTCOMES, 0)
         self._buckets = [0] * (len(REQUEST_S) + 1)
         self._seconds = 0.0
         self._refused = dict.fromkeys(product(map(str, REASONS), ("dead_letter", "refused")), 0)
         self._waiting = {"mqtt": 0, "nats": 0}
+        """How many parts of the bridge wait: its connection and what is in flight wait for NATS each by itself."""
         registry.register(self)
 
-    def watch(self, in_hand: Callable[[], int]) -> None:
-        """`in_hand` says how many messages are; asked whenever the metrics are read."""
-        self._in_hand = in_hand
+    def watch(self, in_flight: Callable[[], int]) -> None:
+        """`in_flight` says how many messages are; asked whenever the metrics are read."""
+        self._in_flight = in_flight
 
     def received(self, count: int) -> None:
         """`count` messages came."""
@@ -52,18 +53,18 @@ class BridgeMetrics(Collector):
         self._refused[reason, outcome] = self._refused.get((reason, outcome), 0) + 1
 
     def waiting(self, system: str, waiting: bool) -> None:
-        """The bridge began or ended waiting out an outage of `system`."""
-        self._waiting[system] = int(waiting)
+        """One of the bridge's parts began or ended waiting out an outage of `system`, and has not said so before."""
+        self._waiting[system] = self._waiting.get(system, 0) + (1 if waiting else -1)
 
     def collect(self) -> Iterator[Metric]:
         """What the bridge counts, as the registry wants it."""
         yield CounterMetricFamily("pulse_bridge_received", TABLE["pulse_bridge_received_total"].text, self._received)
         yield _counter("pulse_bridge_messages_total", {(name,): count for name, count in self._outcomes.items()})
         yield _counter("pulse_bridge_refused_total", self._refused)
-        yield GaugeMetricFamily("pulse_bridge_in_hand", TABLE["pulse_bridge_in_hand"].text, self._in_hand())
+        yield GaugeMetricFamily("pulse_bridge_in_flight", TABLE["pulse_bridge_in_flight"].text, self._in_flight())
         waiting = GaugeMetricFamily("pulse_bridge_waiting", TABLE["pulse_bridge_waiting"].text, labels=("system",))
         for system, value in self._waiting.items():
-            waiting.add_metric((system,), value)
+            waiting.add_metric((system,), int(value > 0))
         yield waiting
         seconds = HistogramMetricFamily("pulse_bridge_ack_seconds", TABLE["pulse_bridge_ack_seconds"].text)
         bounds = [*map(str, REQUEST_S), "+Inf"]

@@ -91,7 +91,7 @@ TABLE = {
         "counter", "Messages not accepted, kept as dead_letter or only counted (refused)", ("reason", "outcome")
     ),
     "pulse_bridge_ack_seconds": Declared("histogram", "Read to PUBACK, fsync included", (), REQUEST_S),
-    "pulse_bridge_in_hand": Declared("gauge", "Messages that are neither stored nor refused yet"),
+    "pulse_bridge_in_flight": Declared("gauge", "Messages that are neither stored nor refused yet"),
     "pulse_bridge_waiting": Declared("gauge", "1 while the bridge waits out an outage", ("system",)),
     "pulse_ingest_messages_total": Declared("counter", "Messages settled: stored, dead, already_settled", ("outcome",)),
     "pulse_ingest_redelivered_total": Declared("counter", "Messages that came once more"),

@@ -44,11 +44,17 @@ class IngestMetrics:
         self._redelivered.inc(count)
 
 
+RESCUED = ("stored", "dead", "already_settled", "gone", "foreign")
+"""Each is there from the start, so that its first increase is seen as one."""
+
+
 class RescueMetrics:
     """Counts what becomes of messages whose worker died."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._rescued = counter(registry, "pulse_rescue_items_total")
+        for outcome in RESCUED:
+            self._rescued.labels(outcome)
         self._waiting = gauge(registry, "pulse_rescue_waiting")
 
     def rescued(self, outcome: str) -> None:

@@ -1,11 +1,11 @@
-"""What the bridge has in hand: messages that the broker handed over and that wait for JetStream's word.
+"""What the bridge has in flight: messages that the broker handed over and that wait for JetStream's word.
 
 Who acks, and when: `_settle` alone lets the broker have its PUBACK, after JetStream's PubAck for the message or for its
 dead letter, or after counting what is not kept.
 
-What is in hand is bounded: by the receive maximum that the broker keeps to and, where one does not, by reading no more.
+It is bounded: by the receive maximum that the broker keeps to and, where one does not, by reading no more.
 A connection that is lost takes nothing along: what came by it is stored all the same. Where the broker still has our
-session it sends that again, and it is recognised by packet id and bytes, in hand here or stored in the meantime. Only
+session it sends that again, and it is recognised by packet id and bytes, in flight or stored in the meantime. Only
 what was never acknowledged can be: no packet id is used again before its PUBACK.
 """
 
@@ -31,7 +31,7 @@ from pulse.services.refusal_log import RefusalLog
 log = structlog.get_logger()
 
 BYTES_MAX = 48 * 1024 * 1024
-"""Payloads in hand; below what the group commit lets wait."""
+"""Payloads in flight; below what the group commit lets wait."""
 CATCH_UP_S_MAX = 3600.0
 """For so long after an outage of ours, at most, devices may exceed their rates."""
 NOTHING = Publication(stream="", subject="", body=b"", message_id="")
@@ -39,18 +39,20 @@ NOTHING = Publication(stream="", subject="", body=b"", message_id="")
 
 
 class _Held:
-    """One message in hand; it waits for its own receipt (`domain.receipt.Waiting`).
+    """One message in flight; it waits for its own receipt (`domain.receipt.Waiting`).
 
     `connection` is the one that it came by last, `floor` is explained at `is_another`.
     """
 
-    __slots__ = ("_hand", "arrival", "connection", "floor", "publication", "received_at")
+    __slots__ = ("_in_flight", "arrival", "connection", "floor", "publication", "received_at")
 
-    def __init__(self, hand: Hand, arrival: Arrival, publication: Publication, floor: int, received_at: float) -> None:
-        self._hand = hand
+    def __init__(
+        self, in_flight: InFlight, arrival: Arrival, publication: Publication, floor: int, received_at: float
+    ) -> None:
+        self._in_flight = in_flight
         self.arrival = arrival
         self.publication = publication
-        self.connection = hand.connection
+        self.connection = in_flight.connection
         self.floor = floor
         self.received_at = received_at
 
@@ -60,14 +62,14 @@ class _Held:
 
     def set_result(self, receipt: Receipt, /) -> None:
         """JetStream has it."""
-        self._hand.stored(self, receipt)
+        self._in_flight.stored(self, receipt)
 
     def set_exception(self, error: Refusal | Outage, /) -> None:
         """JetStream does not, or may not, have it."""
-        self._hand.not_stored(self, error)
+        self._in_flight.not_stored(self, error)
 
 
-class Hand:
+class InFlight:
     """All of them; `receive_max` is what the broker was told that it may send without an answer."""
 
     def __init__(
@@ -103,7 +105,7 @@ class Hand:
         self._retries: list[_Held] = []
         self._retry_due = asyncio.Event()
         self._retry_attempt = 0
-        self._is_waiting = False
+        self._waiting_for: str | None = None
         self._bug: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._refusals = RefusalLog()
 
@@ -131,7 +133,7 @@ class Hand:
         self.connection = None
 
     def take(self, arrivals: list[Arrival]) -> None:
-        """Take messages in hand. Never raises: a bug ends `failed`, and with it the process."""
+        """Take them over. Never raises: a bug ends `failed`, and with it the process."""
         now = time.monotonic()
         self._metrics.received(len(arrivals))
         try:
@@ -216,8 +218,8 @@ class Hand:
 
     def _judge(self, held: _Held, receipt: Receipt) -> None:
         publication = held.publication
-        if self._is_waiting:
-            self._recovered(receipt.stream)
+        if self._waiting_for is not None:
+            self._recovered(self._waiting_for, receipt.stream)
         self._probe("bridge.stored")
         if publication.refusal is not None:
             self._metrics.refused(publication.refusal.reason, "dead_letter")
@@ -236,22 +238,22 @@ class Hand:
         if held.publication.refusal is not None and isinstance(outage, StreamFull):
             self._drop(held, Dropped(held.publication.refusal.reason, f"{held.publication.refusal}; {outage}"))
             return
-        if not self._is_waiting:
-            self._is_waiting = True
+        if self._waiting_for is None:
+            self._waiting_for = outage.system
             self._metrics.waiting(outage.system, True)
-            log.warning("waiting", system=outage.system, error=str(outage), in_hand=self._count)
+            log.warning("waiting", system=outage.system, error=str(outage), in_flight=self._count)
         self._retries.append(held)
         self._retry_due.set()
 
     def _catch_up(self) -> None:
-        """What the broker kept while we could not take it was said in its time: until nothing is in hand, no rates."""
+        """What the broker kept while we could not take it was said in its time: no rates until nothing is left."""
         self._unlimited_until = time.monotonic() + CATCH_UP_S_MAX
 
-    def _recovered(self, stream: str) -> None:
-        self._is_waiting, self._retry_attempt = False, 0
+    def _recovered(self, system: str, stream: str) -> None:
+        self._waiting_for, self._retry_attempt = None, 0
         self._catch_up()
-        self._metrics.waiting("nats", False)
-        log.info("recovered", system="nats", stream=stream)
+        self._metrics.waiting(system, False)
+        log.info("recovered", system=system, stream=stream)
 
     def _refuse(self, held: _Held, refusal: Refusal) -> None:
         """JetStream cannot carry it: a dead letter, or nothing where it was one."""
