@@ -42,7 +42,15 @@ class Device:
         credentials = {"-u": self.user if user is None else user, "-P": self.token if token is None else token}
         given = [part for option, value in credentials.items() if value for part in (option, value)]
         message = ["-t", topic or self.topic(), "-m", json.dumps({"metrics": {"n": number}})]
-        command = [program("mosquitto_pub", install=INSTALL), "-p", str(self.running.ports.mqtt), "-q", "1"]
+        command = [
+            program("mosquitto_pub", install=INSTALL),
+            "-p",
+            str(self.running.ports.mqtt),
+            "-q",
+            "1",
+            "-i",
+            self.user,
+        ]
         return subprocess.run([*command, *given, *message], timeout=PUB_S_MAX, check=False).returncode
 
 

@@ -73,11 +73,11 @@ def test_an_answer_names_its_command_and_one_of_four_states() -> None:
     ("payload", "field"),
     [
         (b"[]", ""),
-        (b"{}", ""),
+        (b"{}", "commandId"),
         (b'{"commandId":"","state":"failed"}', "commandId"),
         (b'{"commandId":"c","state":"sent"}', "state"),
         (b'{"commandId":"c","state":7}', "state"),
-        (b'{"commandId":"c","state":"failed","extra":1}', ""),
+        (b'{"commandId":"c","state":"failed","extra":1}', "extra"),
     ],
 )
 def test_what_is_no_answer_is_refused_by_its_path(payload: bytes, field: str) -> None:

@@ -125,7 +125,11 @@ def main() -> None:
 def _whereabouts(context: click.Context | None, error: PulseError) -> str:
     """What a command that found nothing should know: it was never told where to look."""
     state = context.obj if context is not None else None
-    if not isinstance(state, Context) or state.no_instance_in is None or not isinstance(error, Outage):
+    if (
+        not isinstance(state, Context)
+        or state.no_instance_in is None
+        or not isinstance(error, Outage | ConfigurationError)
+    ):
         return ""
     return f"; nothing runs in {state.no_instance_in}: `pulse up` starts it, --data-dir names another folder"
 

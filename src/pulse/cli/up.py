@@ -241,7 +241,8 @@ Pulse is up.  Ctrl-C stops it.
 
 The same by MQTT:
 
-  mosquitto_pub -p {settings.embedded_mqtt_port} -q 1 -u {DEMO_TENANT}/{DEMO_DEVICE} -P {demo_token} \\
+  mosquitto_pub -p {settings.embedded_mqtt_port} -q 1 -i {DEMO_TENANT}/{DEMO_DEVICE} \\
+    -u {DEMO_TENANT}/{DEMO_DEVICE} -P {demo_token} \\
     -t tenant/{DEMO_TENANT}/device/{DEMO_DEVICE}/telemetry -m '{{"metrics":{{"temperature":21.5}}}}'
 
 See it arrive with `pulse tail`, make load with `pulse simulate`, prove that nothing is lost with `pulse audit`.

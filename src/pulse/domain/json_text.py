@@ -13,6 +13,7 @@ from pulse.domain.errors import Reason, Refusal
 T = TypeVar("T")
 
 _STRING_THEN_COLON = re.compile(rb'"(?:[^"\\]|\\.)*"[ \t\r\n]*(:)?', re.DOTALL)
+_NAMED_FIELD = re.compile(r"^Object (?:contains unknown|missing required) field `(.+)`$", re.DOTALL)
 _POSITION = re.compile(r" \(byte ([0-9]+)\)$")
 _HIGH_SURROGATE_ALONE = re.compile(rb"(?<!\\)(?:\\\\)*(\\u[dD][89abAB][0-9a-fA-F]{2})(?!\\u[dD][c-fC-F][0-9a-fA-F]{2})")
 
@@ -34,6 +35,8 @@ def read_json(
     except msgspec.ValidationError as error:
         message, _, where = str(error).partition(" - at ")
         path = where.rpartition("`$")[2].strip("`.")
+        if named := _NAMED_FIELD.match(message):
+            path = f"{path}.{named[1]}" if path else named[1]
         raise Refusal(Reason.INVALID_PAYLOAD, message, field=culprit(text, path)) from error
     except RecursionError as error:
         raise Refusal(Reason.INVALID_JSON, "JSON is nested too deeply") from error

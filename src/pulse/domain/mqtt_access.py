@@ -1,12 +1,14 @@
 """What a device may do at an MQTT broker: one decision for every broker that asks.
 
     user name   {tenant_id}/{device_id}              password   the device's token
-    client id   the user name; the user name, a slash and more; or one that the broker made up for a client without one
-    publishes   tenant/{tenant_id}/device/{device_id}/ and what `domain.topics` knows: telemetry, heartbeat, …
-    subscribes  tenant/{tenant_id}/device/{device_id}/ and what DOWN lists: commands, shadow/update/+, …, or less
+    client id   the user name
+    publishes   tenant/{tenant_id}/device/{device_id}/ and what is served of `domain.topics`: telemetry, heartbeat
+    subscribes  tenant/{tenant_id}/device/{device_id}/ and what DOWN lists: commands, shadow/update/delta, …
 
 A broker knows sessions by their client id alone: who comes with another one's ends his session and has his queue
-thrown away. That is why a client id has to be the device's own.
+thrown away. That is why a client id has to be the device's own. And it is one, and the topics are a few and named one
+by one, because a broker keeps something for each session, each filter and each retained topic: without that, one
+device could fill a store that is everybody's.
 """
 
 from __future__ import annotations
@@ -17,18 +19,21 @@ from enum import StrEnum
 from pulse.domain.errors import Refusal
 from pulse.domain.identity import ID_PATTERN, Device, Tenant, digest
 from pulse.domain.registry import Record
-from pulse.domain.topics import NAME, UPWARD, parse_topic
+from pulse.domain.topics import UPWARD, parse_topic
 
-UP = tuple(kind.replace(NAME, "+") for kind in UPWARD)
-"""What a device publishes to, below its own prefix; `+` stands for the name of a shadow."""
-DOWN = ("commands", "shadow/update/+", "shadow/get/+", "shadow/name/+/update/+", "shadow/name/+/get/+")
-"""What a device subscribes to: filters below its own prefix. The last level is `accepted`, `rejected` or `delta`."""
-CLIENT_ID_LENGTH_MAX = 256
+UP = tuple(kind for kind, upward in UPWARD.items() if upward.message_type is not None)
+"""What a device publishes to, below its own prefix."""
+DOWN = (
+    "commands",
+    "shadow/update/accepted",
+    "shadow/update/rejected",
+    "shadow/update/delta",
+    "shadow/get/accepted",
+    "shadow/get/rejected",
+)
+"""What a device subscribes to, below its own prefix."""
 
 _USER_NAME = re.compile(rf"({ID_PATTERN})/({ID_PATTERN})")
-_MADE_BY_BROKER = re.compile(r"[0-9A-Za-z]{20,22}")
-"""nats-server and EMQX write about 128 bits in base 62, which nobody guesses."""
-
 _SHARED = re.compile(r"\A\$share/[^/+#]+/")
 _DEVICE_TOPIC = re.compile(rf"tenant/({ID_PATTERN})/device/({ID_PATTERN})/.+")
 
@@ -86,11 +91,8 @@ def bridge_up_filters() -> list[str]:
 
 
 def is_own_client_id(tenant_id: str, device_id: str, client_id: str) -> bool:
-    """Whether no other device can have a session of that id, but by guessing."""
-    own = user_name(tenant_id, device_id)
-    if _MADE_BY_BROKER.fullmatch(client_id):
-        return True
-    return len(client_id) <= CLIENT_ID_LENGTH_MAX and (client_id == own or client_id.startswith(f"{own}/"))
+    """Whether it is the one session that the device has."""
+    return client_id == user_name(tenant_id, device_id)
 
 
 def may(tenant_id: str, device_id: str, action: Action, topic: str) -> bool:
@@ -100,7 +102,7 @@ def may(tenant_id: str, device_id: str, action: Action, topic: str) -> bool:
             found = parse_topic(topic)
         except Refusal:
             return False
-        return (found.tenant_id, found.device_id) == (tenant_id, device_id)
+        return (found.tenant_id, found.device_id) == (tenant_id, device_id) and found.kind in UP
     return any(contains(allowed, topic) for allowed in down_filters(tenant_id, device_id))
 
 

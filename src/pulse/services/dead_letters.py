@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from pulse.domain.dead_letter import Filter, Letter, Replay, Replayed, Summary, replay_of
+from pulse.domain.envelope import unwrap
 from pulse.domain.errors import Outage, Reason, Refusal
 from pulse.domain.receipt import Receipt
 
@@ -90,6 +91,8 @@ class DeadLetters:
         Raises Refusal where there is no such letter or its stream cannot take it.
         """
         letter = await self.show(letter_id)
+        if body is not None:
+            _check_mended(letter, body)
         (replayed,) = await self._uncut(self._publish([letter], body))
         if replayed.refusal:
             raise replayed.refusal
@@ -149,3 +152,15 @@ class DeadLetters:
         except asyncio.CancelledError:
             await asyncio.wait([task])
             raise
+
+
+def _check_mended(letter: Letter, body: bytes) -> None:
+    """Raise Refusal where `body` would only die again, and with it who had sent it."""
+    try:
+        unwrap(letter.summary.subject, body)
+    except Refusal as refusal:
+        raise Refusal(
+            refusal.reason,
+            f"the mended body is no whole message, envelope and payload: {refusal.message}",
+            field=refusal.field,
+        ) from refusal

@@ -64,7 +64,10 @@ class ConsumerState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamSurvey:
-    """A stream with its configuration as the server has it, the fill of its subjects, and its consumers."""
+    """A stream with its configuration as the server has it, the fill of its subjects, and its durable consumers.
+
+    Others come and go with whoever follows the stream for a while: no work waits for them.
+    """
 
     config: Mapping[str, object]
     state: StreamState
@@ -124,7 +127,11 @@ async def survey(client: Client, name: str, *, timeout_s: float = jetstream.TIME
             if refusal.err_code == ErrorCode.STREAM_NOT_FOUND:
                 return None
             raise
-        consumers = [_consumer_state(answer) async for answer in consumer_answers(client, name, timeout_s=timeout_s)]
+        consumers = [
+            _consumer_state(answer)
+            async for answer in consumer_answers(client, name, timeout_s=timeout_s)
+            if answer.config.get("durable_name")
+        ]
     return StreamSurvey(
         config=stream.config,
         state=state_of(stream),
