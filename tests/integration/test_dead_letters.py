@@ -189,6 +189,13 @@ async def test_what_was_replayed_once_is_another_message_the_next_time(system: B
     assert (await system.letters.show(letter_id)).summary.replays == 3
 
 
+async def test_a_mended_body_that_would_only_die_again_is_refused(system: Bench) -> None:
+    (letter_id,) = await die(system, b"bad")
+    with pytest.raises(Refusal, match="no whole message, envelope and payload"):
+        await system.letters.replay_one(letter_id, body=b'{"metrics":{"t":5}}')
+    assert (await system.letters.show(letter_id)).summary.replays == 0
+
+
 async def test_a_replay_goes_into_its_own_stream_or_nowhere(system: Bench) -> None:
     (letter_id,) = await die(system, b"bad")
     await system.pool.execute("UPDATE dead_letters SET stream = 'SHADOW'")
