@@ -20,7 +20,7 @@ from pulse.domain.errors import ConfigurationError
 from pulse.runtime import http_bounds
 from pulse.runtime.health import Dependency, HealthServer
 from pulse.runtime.http import Application, Direct, Receive, Scope, Send, UvicornService
-from pulse.runtime.http_direct import Header, Respond
+from pulse.runtime.http_direct import PIPELINED_MAX, Header, Respond
 
 LIMIT_S = 20.0
 POST = b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n"
@@ -311,11 +311,27 @@ async def test_trailers_without_end_are_refused(monkeypatch: pytest.MonkeyPatch)
 async def test_pipelined_requests_are_all_answered(way: str) -> None:
     server = service(Answering(), way)
     async with serving(server), connected(server) as (reader, writer):
-        writer.write(POST * 3000 + POST[:20])
-        for _ in range(3000):
+        for _ in range(50):
+            writer.write(POST * PIPELINED_MAX + POST[:20])
+            for _ in range(PIPELINED_MAX):
+                await reader.readuntil(b"\r\n\r\n0")
+            writer.write(POST[20:])
             await reader.readuntil(b"\r\n\r\n0")
-        writer.write(POST[20:])
-        await reader.readuntil(b"\r\n\r\n0")
+
+
+@as_async
+async def test_who_pipelines_without_reading_is_closed_and_nobody_else_waits(way: str) -> None:
+    app = Answering()
+    server = service(app, way)
+    async with serving(server), contextlib.AsyncExitStack() as stack:
+        for _ in range(10):
+            _, flooding = await stack.enter_async_context(connected(server))
+            flooding.write(POST * 10_000)
+        async with connected(server) as (reader, writer):
+            writer.write(POST)
+            assert await reader.readline() == b"HTTP/1.1 200 OK\r\n"
+            await reader.readuntil(b"\r\n\r\n0")
+    assert len(app.outcomes) <= 10 * 2 + 1
 
 
 @as_async

@@ -14,11 +14,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from uvicorn.config import Config
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from pulse.runtime.http import too_many_connections
 from pulse.runtime.http_bounds import BoundedProtocol
-from pulse.runtime.http_direct import Direct, Header, Receive, Respond, Scope, Send
+from pulse.runtime.http_direct import PIPELINED_MAX, Direct, Header, Receive, Respond, Scope, Send
 
 
 class Transport(asyncio.Transport):
@@ -212,6 +213,48 @@ async def test_one_read_gets_one_answer_on_the_direct_way_however_many_requests_
     assert server.ways.count("direct") == 1
 
 
+async def test_what_waits_behind_an_answer_is_answered_in_order_up_to_the_bound() -> None:
+    server = Server()
+    await server.feed(b"".join(post(b"%d" % number, b"/held") for number in range(1 + PIPELINED_MAX)))
+    assert (server.ways, server.transport.closing) == (["direct"], False)
+    server.release()
+    for _ in range(2 * PIPELINED_MAX):
+        await server.turns()
+    assert server.bodies == [b"%d" % number for number in range(1 + PIPELINED_MAX)]
+    assert not server.transport.closing
+
+
+@pytest.mark.parametrize("path", [b"/held", b"/else"])
+async def test_beyond_the_bound_the_connection_is_closed_and_nothing_more_of_the_read_becomes_a_request(
+    path: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[bytes] = []
+
+    def on_url(protocol: HttpToolsProtocol, url: bytes) -> None:
+        begun.append(url)
+        HttpToolsProtocol.on_url(protocol, url)
+
+    monkeypatch.setattr(Protocol, "on_url", on_url)
+    server = Server()
+    await server.feed(post(b"{}", path) * 4000)
+    assert len(begun) == 1 + PIPELINED_MAX
+    assert (server.transport.closing, len(server.protocol.pipeline)) == (True, 0)
+    assert b" 400 " not in server.transport.written
+    for _ in range(10):
+        await server.turns()
+    assert len(server.ways) == 1
+
+
+async def test_the_bound_is_on_what_waits_over_all_reads() -> None:
+    server = Server()
+    await server.feed(post(b"a", b"/held"))
+    for _ in range(PIPELINED_MAX):
+        server.protocol.data_received(post(b"b"))
+    assert not server.transport.closing
+    server.protocol.data_received(post(b"b"))
+    assert (server.transport.closing, server.transport.written) == (True, b"")
+
+
 LAST: dict[str, bytes] = {
     "HTTP/1.0": post(b"a", version=b"1.0"),
     "Connection: close": post(b"a", b"/direct", b"Connection: close"),
@@ -243,11 +286,41 @@ async def test_a_bug_on_the_direct_way_is_a_500_and_no_bad_request() -> None:
     assert server.ways == ["direct"]
 
 
-async def test_what_is_broken_behind_a_whole_request_closes_the_connection() -> None:
+GARBAGE = b"garbage\x00\r\n\r\n"
+BAD_CHUNK = b"POST /else HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n"
+
+
+@pytest.mark.parametrize("whole", [[b"/held"], [b"/else"], [b"/held", b"/else", b"/else"]])
+async def test_what_is_broken_behind_whole_requests_closes_the_connection_behind_their_answers(
+    whole: list[bytes],
+) -> None:
     server = Server()
-    await server.feed(post(b"a", b"/held") + b"garbage\x00\r\n\r\n")
-    assert server.transport.written.startswith(b"HTTP/1.1 400 ")
-    assert server.transport.closing
+    server.protocol.data_received(b"".join(post(b"a", path) for path in whole) + GARBAGE)
+    assert (server.transport.written, server.transport.closing) == (b"", False)
+    server.protocol.data_received(post(b"b"))
+    if server.held:
+        server.release()
+    for _ in range(10):
+        await server.turns()
+    assert (server.bodies, server.transport.closing) == ([b"a"] * len(whole), True)
+    assert server.transport.written.count(b"\r\nconnection: close\r\n") == 1
+
+
+async def test_what_is_broken_behind_an_answer_is_a_400_behind_it() -> None:
+    server = Server()
+    await server.feed(post(b"a") + GARBAGE)
+    first, _, second = server.transport.written.partition(b"a" + b"HTTP/1.1 400 ")
+    assert first.startswith(b"HTTP/1.1 202 ")
+    assert (second != b"", server.transport.closing) == (True, True)
+
+
+async def test_a_body_that_is_broken_is_a_400_unless_another_answer_is_due_before() -> None:
+    alone, behind = Server(), Server()
+    await alone.feed(BAD_CHUNK)
+    await behind.feed(post(b"a", b"/held") + BAD_CHUNK)
+    assert alone.transport.written.startswith(b"HTTP/1.1 400 ")
+    assert behind.transport.written == b""
+    assert (alone.transport.closing, behind.transport.closing) == (True, True)
 
 
 async def test_told_to_stop_it_closes_behind_the_answer_under_way_which_is_waited_for() -> None:

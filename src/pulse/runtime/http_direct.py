@@ -5,7 +5,8 @@
 
 What httptools refuses is refused before either way. A request may go the direct way only if no other is being
 answered on its connection and it is the first that its read brought, so that answers keep their order and a client
-that does not read them fills one buffer at most; what is pipelined behind it waits in uvicorn's own queue.
+that does not read them fills one buffer at most; what is pipelined behind it waits in uvicorn's own queue, which is
+bounded: uvicorn pauses reading only behind a read, and a read holds thousands of requests.
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
 log = structlog.get_logger()
+
+PIPELINED_MAX = 64
+"""Requests of one connection that may wait for an earlier one's answer; one more closes it (RFC 9112, 9.3.2)."""
 
 Scope: TypeAlias = MutableMapping[str, Any]
 Message: TypeAlias = MutableMapping[str, Any]
@@ -47,8 +51,12 @@ class Direct:
     answer: Callable[[re.Match[bytes], list[Header], bytes, Respond], None]
 
 
+class TooManyPipelinedError(Exception):
+    """Ends the parsing of a read; httptools turns it into an error of its own."""
+
+
 class DirectProtocol(HttpToolsProtocol):
-    """uvicorn's protocol with the direct way; without a `direct` it is uvicorn's."""
+    """uvicorn's protocol with the direct way, and with a bound on what is pipelined."""
 
     direct: Direct | None = None
 
@@ -65,11 +73,15 @@ class DirectProtocol(HttpToolsProtocol):
         self._match: re.Match[bytes] | None = None
         """Of a request that may go the direct way if the rest of it comes with the same read."""
         self._parts: list[bytes] = []
+        self._broken = False
+        """What came behind the request under way is no HTTP: its answer is the last."""
         self.idle_since = math.inf
         """When the last answer was complete, in the loop's seconds; infinity while anything is under way."""
 
     def data_received(self, data: bytes) -> None:
         """Parse; a request whose end this read has not brought goes to ASGI."""
+        if self._broken:
+            return
         self._first_in_read = True
         self.idle_since = math.inf
         super().data_received(data)
@@ -81,7 +93,14 @@ class DirectProtocol(HttpToolsProtocol):
                     super().on_body(part)
 
     def on_message_begin(self) -> None:
-        """The first bytes of a request; its scope is made where it turns out to need one."""
+        """The first bytes of a request; its scope is made where it turns out to need one.
+
+        One too many closes the connection, and what else the read holds is not looked at.
+        """
+        if len(self.pipeline) >= PIPELINED_MAX:
+            self.pipeline.clear()
+            self.transport.close()
+            raise TooManyPipelinedError
         self.url = b""
         self.headers = []
         self.expect_100_continue = False
@@ -138,6 +157,21 @@ class DirectProtocol(HttpToolsProtocol):
         else:
             self.idle_since = self.loop.time()
 
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what is no HTTP, and close; never in the place of an earlier request's answer."""
+        if self.transport.is_closing():
+            return
+        cycle = self.cycle
+        if cycle is None or cycle.response_complete:
+            super().send_400_response(msg)
+        elif not cycle.more_body:
+            cycle.keep_alive = False
+            self._broken = True
+        elif self.pipeline or cycle.response_started:
+            self.transport.close()
+        else:
+            super().send_400_response(msg)
+
     def shutdown(self) -> None:
         """Close as soon as what is under way is answered; the direct way's becomes a task that is waited for."""
         super().shutdown()
@@ -165,6 +199,7 @@ class Exchange:
 
     message_event = asyncio.Event()
     """Nobody waits for it."""
+    more_body = False
     response_started = False
     """It starts and ends at once."""
 
