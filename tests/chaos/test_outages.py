@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
@@ -18,7 +18,7 @@ import pytest
 from chaos import outages
 from chaos.load import load
 from chaos.pgbouncer import PgBouncer, pgbouncer
-from chaos.system import SEEDS, System, eventually, freeze
+from chaos.system import SEEDS, Role, System, eventually, freeze
 from conftest import PostgresServerFactory
 from pulse.adapters.embedded.nats_server import NatsServer
 from pulse.adapters.embedded.postgres_server import PostgresServer
@@ -33,15 +33,32 @@ Outage = Callable[[PostgresServer], AbstractAsyncContextManager[None]]
 OutageBehind = Callable[[PgBouncer], AbstractAsyncContextManager[None]]
 
 
+async def by_readiness(worker: Role, says: str) -> bool:
+    """`/readyz` of the worker names PostgreSQL and why."""
+    said = await worker.waiting_for()
+    return any("postgresql" in f"{check}: {why}" and says in why for check, why in said.items())
+
+
+async def by_log(worker: Role, says: str) -> bool:
+    """The worker has logged why it waited; for what is over before anybody can ask."""
+    return says in worker.output
+
+
 async def endures(
-    system: System, outage: AbstractAsyncContextManager[None], *, says: str, seed: int, **variables: str
+    system: System,
+    outage: AbstractAsyncContextManager[None],
+    told: Callable[[Role, str], Awaitable[bool]] = by_readiness,
+    /,
+    *,
+    says: str,
+    seed: int,
+    **variables: str,
 ) -> None:
-    """Run gateway and worker through `outage`, in which `/readyz` of the worker has to name PostgreSQL and `says`."""
+    """Run gateway and worker through `outage`, of which the worker has to tell what it `says`."""
     worker = system.role("ingest", **{"PULSE_DATABASE_TIMEOUT_S": "1", **variables})
 
     async def waiting() -> bool:
-        said = await worker.waiting_for()
-        return any("postgresql" in f"{check}: {why}" and says in why for check, why in said.items())
+        return await told(worker, says)
 
     async def ready() -> bool:
         return await worker.waiting_for() == {}
@@ -51,7 +68,7 @@ async def endures(
             await asyncio.sleep(0.5)
             async with outage:
                 before = len(sent.acknowledged)
-                await eventually(waiting, f"/readyz says {says!r}", limit_s=20)
+                await eventually(waiting, f"the worker says {says!r}", limit_s=20)
                 await asyncio.sleep(AWAY_S)
                 accepted = len(sent.acknowledged) - before
             await asyncio.sleep(0.3)
@@ -81,9 +98,8 @@ async def test_while_postgresql_is_away_all_is_accepted_and_on_its_return_all_is
 
 
 async def test_a_deadlock_is_waited_out(mortal: System, postgres: PostgresServer, seed: int) -> None:
-    await endures(
-        mortal, outages.deadlocked(postgres), says="deadlock detected", seed=seed, PULSE_DATABASE_TIMEOUT_S="10"
-    )
+    says, deadlocked = "deadlock detected", outages.deadlocked(postgres)
+    await endures(mortal, deadlocked, by_log, says=says, seed=seed, PULSE_DATABASE_TIMEOUT_S="10")
 
 
 @pytest.fixture
