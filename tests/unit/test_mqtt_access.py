@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from pulse.domain.identity import Device, Tenant, TokenDigest, digest, make_token
 from pulse.domain.mqtt_access import (
     DOWN,
+    DOWN_NAMED,
     UP,
+    UP_NAMED,
     Action,
     bridge_may,
     contains,
@@ -88,23 +90,35 @@ def test_what_a_device_may_publish_is_what_the_bridge_listens_to(topic: str) -> 
     allowed = may("acme", "t-1", Action.PUBLISH, topic)
     if allowed:
         assert any(matches(each, topic) for each in FILTERS)
-        assert any(matches(each, topic) for each in up_filters("acme", "t-1"))
+        assert any(matches(each, topic) for each in up_filters("acme", "t-1", named=True))
         assert "+" not in topic
 
 
 @given(tenant_id=ids, device_id=ids, name=ids)
 def test_every_topic_of_its_own_is_allowed(tenant_id: str, device_id: str, name: str) -> None:
-    for kind in UP:
+    for kind in UP + UP_NAMED:
         assert may(tenant_id, device_id, Action.PUBLISH, prefix(tenant_id, device_id) + kind.replace("+", name))
-    for each in down_filters(tenant_id, device_id):
+    for each in down_filters(tenant_id, device_id, named=True):
         assert may(tenant_id, device_id, Action.SUBSCRIBE, each)
         assert may(tenant_id, device_id, Action.SUBSCRIBE, each.replace("+", name))
 
 
 def test_nothing_goes_both_ways() -> None:
     """A device that heard itself would take its own words for ours."""
-    for up, down in product(UP, DOWN):
+    for up, down in product(UP + UP_NAMED, DOWN + DOWN_NAMED):
         assert not matches(down, up.replace("+", "main"))
+
+
+def test_where_named_shadows_are_not_bounded_no_filter_has_a_wildcard() -> None:
+    """Each topic and filter of a device costs the broker something that all devices share."""
+    filters = [*up_filters("acme", "t-1", named=False), *down_filters("acme", "t-1", named=False)]
+    assert not [each for each in filters if "+" in each or "/name/" in each]
+    assert len(filters) == len(UP) + len(DOWN)
+
+
+def test_every_named_topic_has_an_unnamed_twin() -> None:
+    twins = [each.replace("name/+/", "") for each in (*UP_NAMED, *DOWN_NAMED)]
+    assert sorted(twins) == sorted(each for each in (*UP, *DOWN) if each.startswith("shadow/"))
 
 
 @given(topic=topics)
@@ -131,6 +145,8 @@ def test_our_own_user_hears_devices_and_speaks_only_to_them(topic: str) -> None:
         (Action.SUBSCRIBE, "$SYS/#", False),
         (Action.PUBLISH, "tenant/acme/device/t-1/commands", True),
         (Action.PUBLISH, "tenant/acme/device/t-1/shadow/update/delta", True),
+        (Action.PUBLISH, "tenant/acme/device/t-1/shadow/name/main/get/accepted", True),
+        (Action.PUBLISH, "tenant/acme/device/t-1/shadow/name/+/get/accepted", False),
         (Action.PUBLISH, "tenant/acme/device/t-1/telemetry", False),
         (Action.PUBLISH, "tenant/+/device/t-1/commands", False),
         (Action.PUBLISH, "tenant/acme/device/t-1/shadow/update/+", False),

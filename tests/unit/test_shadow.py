@@ -6,14 +6,14 @@ import copy
 from random import Random
 from typing import Any
 
+import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from msgspec import UNSET
 
 from pulse.domain.errors import LimitExceeded, Reason, Refusal
 from pulse.domain.shadow import (
-    Change,
     Section,
     Sections,
     Shadow,
@@ -25,11 +25,10 @@ from pulse.domain.shadow import (
     delete,
     delta,
     depth,
-    later_than,
-    merge_patch,
     read_update,
     same,
 )
+from pulse.domain.shadow_merge import Mark
 
 KEY = ShadowKey("acme", "d-1")
 BOUNDS = ShadowBounds(shadow_bytes_max=8192, shadow_depth_max=8)
@@ -38,6 +37,19 @@ names = st.sampled_from(["a", "b", "c", "d"])
 leaves = st.none() | st.booleans() | st.integers(-3, 3) | st.sampled_from([0.5, 1.0, "x", ""])
 values = st.recursive(leaves, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(names, inner, max_size=3))
 objects: st.SearchStrategy[dict[str, Any]] = st.dictionaries(names, values, max_size=4)
+
+
+def merge_patch(target: Any, patch: Any) -> Any:
+    """RFC 7396, section 2, as it is written there."""
+    if not isinstance(patch, dict):
+        return patch
+    target = dict(target) if isinstance(target, dict) else {}
+    for name, value in patch.items():
+        if value is None:
+            target.pop(name, None)
+        else:
+            target[name] = merge_patch(target.get(name), value)
+    return target
 
 
 @st.composite
@@ -157,37 +169,92 @@ def test_only_what_a_patch_names_gets_a_new_time() -> None:
     assert second.reported.times == {"a": 1, "b": {"c": 2, "d": 1}}
 
 
-@given(st.lists(st.tuples(patches, patches), min_size=1, max_size=7), st.randoms())
-def test_messages_that_come_late_are_taken_in_as_if_in_time(steps: list[tuple[Any, Any]], random: Random) -> None:
-    """Whatever order they come in, the states and the times are those of the order of their positions."""
+few = st.sampled_from(["a", "b"])
+small: st.SearchStrategy[dict[str, Any]] = st.recursive(
+    st.dictionaries(few, st.none() | st.integers(0, 3), max_size=2),
+    lambda inner: st.dictionaries(few, inner | st.none() | st.integers(0, 3) | st.just([]), max_size=2),
+    max_leaves=4,
+)
+"""Patches that meet one another: two names, few values."""
+asked = st.one_of(st.just(UNSET), st.none(), small, patches)
+
+
+@settings(max_examples=500)
+@given(st.lists(st.tuples(asked, asked), min_size=1, max_size=7), st.randoms())
+def test_messages_in_any_order_make_what_they_make_in_theirs(steps: list[tuple[Any, Any]], random: Random) -> None:
     messages = [(position, Update(Sections(*sections))) for position, sections in enumerate(steps, start=1)]
     messages = [(position, update) for position, update in messages if update.patch]
+    assume(messages)
     in_order = Shadow()
+    naive: dict[str, Any] = {"desired": {}, "reported": {}}
     for position, update in messages:
-        in_order = apply(in_order, update, at_ms=position, bounds=BOUNDS, position=position)
+        in_order = apply(in_order, update, at_ms=position * 10, bounds=BOUNDS, position=position)
+        naive |= {name: merge_patch(naive[name], patch) or {} for name, patch in update.patch.items()}
+    assert {"desired": in_order.desired.state, "reported": in_order.reported.state} == naive
     random.shuffle(messages)
-    shadow, log = Shadow(), list[Change]()
+    shadow = Shadow()
     for position, update in messages:
-        later = later_than(position, log)
-        assert later is not None
-        behind = shadow.position
-        shadow = apply(shadow, update, at_ms=position, bounds=BOUNDS, position=position, later=later)
-        log.append(Change(KEY, shadow.version, position, "device", update.patch, position, behind))
-    assert (shadow.desired, shadow.reported) == (in_order.desired, in_order.reported)
-    assert (shadow.version, shadow.position) == (in_order.version, in_order.position)
+        shadow = apply(shadow, update, at_ms=position * 10, bounds=BOUNDS, position=position)
+        # as it comes back from the database
+        desired, reported = (
+            Section(section.state, msgspec.json.decode(msgspec.json.encode(section.mark), type=Mark))
+            for section in sections_of(shadow)
+        )
+        shadow = msgspec.structs.replace(shadow, desired=desired, reported=reported)
+    for section, expected in zip(sections_of(shadow), sections_of(in_order), strict=True):
+        assert (section.state, section.times) == (expected.state, expected.times)
+    assert (shadow.version, shadow.position, shadow.exists) == (in_order.version, in_order.position, True)
 
 
-def test_what_came_before_the_log_begins_cannot_be_put_in_its_place() -> None:
-    def made(version: int, position: int, behind: int) -> Change:
-        return Change(KEY, version, version, "device", {"reported": {"a": version}}, position, behind)
+@settings(max_examples=300)
+@given(st.lists(st.tuples(small, st.sampled_from(["device", "person", "deletion"])), min_size=1, max_size=7), st.data())
+def test_a_late_message_comes_before_what_people_said_after_what_followed_it(
+    steps: list[tuple[Any, Any]], data: st.DataObject
+) -> None:
+    """One message is delivered late; people speak after all that was taken in when they did."""
+    late = data.draw(st.integers(0, len(steps) - 1))
+    said: list[tuple[int, Any]] = []
+    position = 0
+    shadow, held = Shadow(), None
+    for index, (patch, who) in enumerate(steps):
+        update = Update(Sections(reported=patch))
+        if who == "device" or index == late:
+            position += 1
+            said.append((position, update))
+            if index == late:
+                held = (position, update)
+                continue
+            shadow = apply(shadow, update, at_ms=1, bounds=BOUNDS, position=position)
+        elif who == "person":
+            said.append((shadow.position, update))
+            shadow = apply(shadow, update, at_ms=1, bounds=BOUNDS)
+        elif shadow.exists:
+            said.append((shadow.position, None))
+            shadow = delete(shadow, at_ms=1)
+    assert held is not None
+    shadow = apply(shadow, held[1], at_ms=1, bounds=BOUNDS, position=held[0])
+    expected: Any = {}
+    exists = False
+    for _, update in sorted(said, key=lambda each: each[0]):  # stable: who spoke later at one position comes later
+        expected = {} if update is None else merge_patch(expected, update.patch["reported"]) or {}
+        exists = update is not None
+    assert (shadow.reported.state, shadow.exists) == (expected, exists)
 
-    third, fourth, by_key, fifth = made(3, 50, 30), made(4, 40, 50), made(5, 0, 50), made(6, 60, 50)
-    log = [third, fourth, by_key, fifth]
-    assert later_than(29, log) is None
-    assert later_than(31, log) == [fourth, third, by_key, fifth]
-    assert later_than(45, log) == [third, by_key, fifth]
-    assert later_than(55, log) == [fifth]
-    assert later_than(61, log) == []
+
+def test_a_thousand_deletions_are_not_remembered_and_what_came_before_them_is_refused() -> None:
+    shadow = apply(Shadow(), read_update(b'{"state":{"reported":{"kept":1}}}'), at_ms=1, bounds=BOUNDS, position=10)
+    for number in range(1000):
+        patch = {f"n{number}": None, "o": {f"n{number}": None}}
+        shadow = apply(shadow, Update(Sections(reported=patch)), at_ms=1, bounds=BOUNDS, position=100 + number)
+    assert len(msgspec.json.encode(shadow.reported.mark)) < 5000
+    assert shadow.reported.state == {"kept": 1, "o": {}}
+    with pytest.raises(Refusal, match="so late") as raised:
+        apply(shadow, Update(Sections(reported={"n7": 1})), at_ms=1, bounds=BOUNDS, position=50)
+    assert raised.value.reason is Reason.CONFLICT
+    late = apply(shadow, Update(Sections(reported={"n999": 1, "x": 2})), at_ms=1, bounds=BOUNDS, position=1098)
+    assert late.reported.state == {"kept": 1, "o": {}, "x": 2}, "what was deleted later stays deleted"
+    long = apply(shadow, Update(Sections(reported={"x" * 60_000: None})), at_ms=1, bounds=BOUNDS, position=2000)
+    assert len(msgspec.json.encode(long.reported.mark)) < 5000
 
 
 def test_an_update_for_another_version_is_refused_with_the_one_there_is() -> None:
@@ -202,7 +269,7 @@ def test_an_update_for_another_version_is_refused_with_the_one_there_is() -> Non
 def test_a_shadow_made_again_goes_on_counting() -> None:
     shadow = apply(Shadow(), read_update(b'{"state":{"desired":{"a":1}}}'), at_ms=1, bounds=BOUNDS)
     gone = delete(shadow, at_ms=2)
-    assert (gone.exists, gone.desired, gone.version) == (False, Section(), 2)
+    assert (gone.exists, gone.desired.state, gone.version) == (False, {}, 2)
     with pytest.raises(Refusal, match="no such shadow"):
         delete(gone, at_ms=3)
     with pytest.raises(VersionConflict):

@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pulse.domain.errors import Reason, Refusal
-from pulse.domain.subjects import SUBJECT_PREFIX
+from pulse.domain.subjects import SUBJECT_PREFIX, MessageType
 from pulse.domain.topics import FILTERS, UPWARD, Topic, identity_in, parse_topic
 
 ID_CHARACTERS = set(string.ascii_letters + string.digits + "_-")
@@ -121,5 +121,16 @@ def test_what_is_said_to_devices_is_not_subscribed_to() -> None:
 
 def test_served_kinds_go_where_their_message_type_goes() -> None:
     for kind in UPWARD.values():
-        if kind.message_type is not None:
-            assert kind.subject_prefix == SUBJECT_PREFIX[kind.message_type]
+        assert kind.subject_prefix == SUBJECT_PREFIX[kind.message_type]
+        assert kind.stream == kind.subject_prefix.upper()
+
+
+def test_what_a_device_says_is_never_our_own_word() -> None:
+    assert MessageType.COMMANDS_SENT not in {kind.message_type for kind in UPWARD.values()}
+    assert all("sent" not in each for each in FILTERS)
+
+
+@pytest.mark.parametrize("kind", UPWARD)
+def test_only_reported_topics_are_for_what_is_reported_alone(kind: str) -> None:
+    topic = parse_topic(f"tenant/t/device/reported/{kind.replace('{name}', 'reported')}")
+    assert UPWARD[topic.kind].reported_only == kind.endswith("/reported")

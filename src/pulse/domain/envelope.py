@@ -2,7 +2,8 @@
 
     {"v":1,"tenant_id":"acme","device_id":"t-1","msg_type":"telemetry","ts":1790000000000,"source":"http","payload":{…}}
 
-The device's own bytes are spliced in as they came: what is stored can be traced to what was sent.
+The device's own bytes are spliced in as they came: what is stored can be traced to what was sent. What is said of a
+named shadow has its `name` as well.
 """
 
 from __future__ import annotations
@@ -12,11 +13,11 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Union
 
 import msgspec
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 
 from pulse.domain.errors import Reason, Refusal
 from pulse.domain.identity import ID_PATTERN
-from pulse.domain.subjects import MessageType, tenant_of
+from pulse.domain.subjects import SUBJECT_PREFIX, MessageType, subject_for, tenant_of
 
 Source = Literal["http", "mqtt"]
 Identity = Annotated[str, Meta(pattern=rf"^{ID_PATTERN}\Z")]
@@ -35,18 +36,28 @@ class Envelope(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True
     ts: ReceivedMs
     source: Source
     payload: msgspec.Raw
+    name: Identity | UnsetType = UNSET
+    """Of a shadow; the message types of telemetry have none."""
 
 
 _decoder = msgspec.json.Decoder(Envelope)
 
 
 def wrap(
-    *, tenant_id: str, device_id: str, message_type: MessageType, received_ms: int, source: Source, payload: bytes
+    *,
+    tenant_id: str,
+    device_id: str,
+    message_type: MessageType,
+    received_ms: int,
+    source: Source,
+    payload: bytes,
+    name: str = "",
 ) -> bytes:
-    """The envelope around `payload`, which must be valid JSON; the ids must have passed the grammar of ids."""
+    """The envelope around `payload`, which must be valid JSON; ids and name must have passed the grammar of ids."""
+    named = f',"name":"{name}"' if name else ""
     head = (
         f'{{"v":1,"tenant_id":"{tenant_id}","device_id":"{device_id}","msg_type":"{message_type}",'
-        f'"ts":{received_ms},"source":"{source}","payload":'
+        f'"ts":{received_ms},"source":"{source}"{named},"payload":'
     )
     return b"%b%b}" % (head.encode("ascii"), payload)
 
@@ -63,6 +74,10 @@ def unwrap(subject: str, body: bytes) -> Envelope:
             f"tenant {envelope.tenant_id!r} does not belong on subject {subject!r}",
             field="tenant_id",
         )
+    if subject != subject_for(envelope.msg_type, envelope.tenant_id):
+        raise Refusal(Reason.INVALID_ENVELOPE, f"{envelope.msg_type} does not belong on {subject!r}", field="msg_type")
+    if envelope.name is not UNSET and SUBJECT_PREFIX[envelope.msg_type] != "shadow":
+        raise Refusal(Reason.INVALID_ENVELOPE, "only shadows have names", field="name")
     for field, identity in (("tenant_id", envelope.tenant_id), ("device_id", envelope.device_id)):
         if not IDENTITY.fullmatch(identity):
             raise Refusal(Reason.INVALID_ENVELOPE, f"{identity!r} is not 1 to 64 of A-Z a-z 0-9 _ -", field=field)

@@ -8,9 +8,12 @@ from typing import TypeVar
 
 import msgspec
 
-from pulse.domain.errors import Reason, Refusal
+from pulse.domain.errors import LimitExceeded, Reason, Refusal
 
 T = TypeVar("T")
+
+INTEGER_MAX = 2**63 - 1
+"""What devices, browsers and PostgreSQL's bigint can hold; a larger one is refused, not rounded."""
 
 _STRING_THEN_COLON = re.compile(rb'"(?:[^"\\]|\\.)*"[ \t\r\n]*(:)?', re.DOTALL)
 _NAMED_FIELD = re.compile(r"^Object (?:contains unknown|missing required) field `(.+)`$", re.DOTALL)
@@ -77,3 +80,37 @@ def refuse_repeated_keys(text: bytes, named: int, *, beside: bytes = b"") -> Non
     """
     if text.count(b":") - beside.count(b":") > named and count_keys(text.replace(beside, b"0", bool(beside))) > named:
         raise Refusal(Reason.INVALID_PAYLOAD, "an object names the same key twice")
+
+
+def check_storable(value: object, path: str, *, depth_max: int, limit: str) -> int:
+    """How many keys all objects of `value`, which was read from JSON, name.
+
+    Raises Refusal with the path of what PostgreSQL's jsonb, or a device's JSON, cannot hold, and LimitExceeded, with
+    `limit` as the name of the bound, where more than `depth_max` objects and arrays are within one another. It is not
+    recursive: `value` may be deeper than a stack.
+    """
+    named = 0
+    todo: list[tuple[object, str, int]] = [(value, path, 1)]
+    while todo:
+        one, where, level = todo.pop()
+        if isinstance(one, str):
+            _refuse_nul(one, where)
+        elif isinstance(one, int) and not -INTEGER_MAX - 1 <= one <= INTEGER_MAX:
+            raise Refusal(Reason.INVALID_PAYLOAD, "the integer is beyond 64 bits", field=where)
+        elif isinstance(one, dict | list):
+            if level > depth_max:
+                message = f"would have more than {depth_max} levels"
+                raise LimitExceeded(Reason.TOO_LARGE, message, limit=limit, value=depth_max, field=path)
+            if isinstance(one, list):
+                todo.extend((inner, f"{where}[{index}]", level + 1) for index, inner in enumerate(one))
+                continue
+            named += len(one)
+            for name, inner in one.items():
+                _refuse_nul(name, where)
+                todo.append((inner, f"{where}.{name}", level + 1))
+    return named
+
+
+def _refuse_nul(text: str, path: str) -> None:
+    if "\x00" in text:
+        raise Refusal(Reason.INVALID_PAYLOAD, "U+0000 cannot be stored", field=path)

@@ -2,13 +2,14 @@
 
     user name   {tenant_id}/{device_id}              password   the device's token
     client id   the user name
-    publishes   tenant/{tenant_id}/device/{device_id}/ and what is served of `domain.topics`: telemetry, heartbeat
+    publishes   tenant/{tenant_id}/device/{device_id}/ and what `domain.topics` lists: telemetry, shadow/update, …
     subscribes  tenant/{tenant_id}/device/{device_id}/ and what DOWN lists: commands, shadow/update/delta, …
 
 A broker knows sessions by their client id alone: who comes with another one's ends his session and has his queue
 thrown away. That is why a client id has to be the device's own. And it is one, and the topics are a few and named one
 by one, because a broker keeps something for each session, each filter and each retained topic: without that, one
-device could fill a store that is everybody's.
+device could fill a store that is everybody's. So named shadows, whose names are the device's to choose, are only where
+a broker bounds that by itself (EMQX: nothing is retained, a session has so many filters); elsewhere they go by HTTP.
 """
 
 from __future__ import annotations
@@ -19,10 +20,12 @@ from enum import StrEnum
 from pulse.domain.errors import Refusal
 from pulse.domain.identity import ID_PATTERN, Device, Tenant, digest
 from pulse.domain.registry import Record
-from pulse.domain.topics import UPWARD, parse_topic
+from pulse.domain.topics import NAME, UPWARD, parse_topic
 
-UP = tuple(kind for kind, upward in UPWARD.items() if upward.message_type is not None)
+UP = tuple(kind for kind in UPWARD if NAME not in kind)
 """What a device publishes to, below its own prefix."""
+UP_NAMED = tuple(kind.replace(NAME, "+") for kind in UPWARD if NAME in kind)
+"""The same of named shadows."""
 DOWN = (
     "commands",
     "shadow/update/accepted",
@@ -32,6 +35,8 @@ DOWN = (
     "shadow/get/rejected",
 )
 """What a device subscribes to, below its own prefix."""
+DOWN_NAMED = tuple(topic.replace("shadow/", "shadow/name/+/", 1) for topic in DOWN if topic.startswith("shadow/"))
+"""The same of named shadows."""
 
 _USER_NAME = re.compile(rf"({ID_PATTERN})/({ID_PATTERN})")
 _SHARED = re.compile(r"\A\$share/[^/+#]+/")
@@ -75,19 +80,19 @@ def prefix(tenant_id: str, device_id: str) -> str:
     return f"tenant/{tenant_id}/device/{device_id}/"
 
 
-def up_filters(tenant_id: str, device_id: str) -> list[str]:
-    """Topic filters that contain all that the device may publish to."""
-    return [prefix(tenant_id, device_id) + name for name in UP]
+def up_filters(tenant_id: str, device_id: str, *, named: bool) -> list[str]:
+    """Topic filters that contain all that the device may publish to; of `named` shadows too, under any name."""
+    return [prefix(tenant_id, device_id) + kind for kind in (UP + UP_NAMED if named else UP)]
 
 
-def down_filters(tenant_id: str, device_id: str) -> list[str]:
-    """Topic filters that contain all that the device may subscribe to."""
-    return [prefix(tenant_id, device_id) + name for name in DOWN]
+def down_filters(tenant_id: str, device_id: str, *, named: bool) -> list[str]:
+    """Topic filters that contain all that the device may subscribe to; of `named` shadows too, under any name."""
+    return [prefix(tenant_id, device_id) + topic for topic in (DOWN + DOWN_NAMED if named else DOWN)]
 
 
 def bridge_up_filters() -> list[str]:
     """Topic filters that contain all that our own user at a broker may publish to: what devices listen to."""
-    return [prefix("+", "+") + name for name in DOWN]
+    return [prefix("+", "+") + topic for topic in DOWN + DOWN_NAMED]
 
 
 def is_own_client_id(tenant_id: str, device_id: str, client_id: str) -> bool:
@@ -96,14 +101,14 @@ def is_own_client_id(tenant_id: str, device_id: str, client_id: str) -> bool:
 
 
 def may(tenant_id: str, device_id: str, action: Action, topic: str) -> bool:
-    """Whether the device may do that; `topic` is a topic filter where it subscribes."""
+    """Whether the device may do that, where named shadows are; `topic` is a topic filter where it subscribes."""
     if action is Action.PUBLISH:
         try:
             found = parse_topic(topic)
         except Refusal:
             return False
-        return (found.tenant_id, found.device_id) == (tenant_id, device_id) and found.kind in UP
-    return any(contains(allowed, topic) for allowed in down_filters(tenant_id, device_id))
+        return (found.tenant_id, found.device_id) == (tenant_id, device_id)
+    return any(contains(allowed, topic) for allowed in down_filters(tenant_id, device_id, named=True))
 
 
 def contains(outer: str, inner: str) -> bool:

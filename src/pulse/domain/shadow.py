@@ -11,22 +11,19 @@ Field names are those of the AWS IoT Device Shadow service's documents, which de
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, TypeAlias
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
+from pulse.domain.device_state import Device
 from pulse.domain.errors import LimitExceeded, Reason, Refusal
-from pulse.domain.json_text import read_json
+from pulse.domain.json_text import INTEGER_MAX, check_storable, read_json
+from pulse.domain.shadow_merge import NEVER, Json, Mark, Object, Times, forgetting, merged, times
 
-Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json] | None"
-Object: TypeAlias = "Mapping[str, Json]"
-Times: TypeAlias = "Mapping[str, int | Times]"
-"""Mirrors an Object: for each attribute when it was last set, in ms since the epoch."""
-
-INTEGER_MAX = 2**63 - 1
-"""What devices, browsers and PostgreSQL's bigint can hold; a larger one is refused, not rounded."""
+UPDATE_DEPTH_MAX = 100
+"""Objects and arrays within one another, of an update: above any `shadow_depth_max`, and no trouble to walk."""
 
 
 class ShadowBounds(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,6 +39,11 @@ class ShadowKey(msgspec.Struct, frozen=True, order=True):
     tenant_id: str
     device_id: str
     name: str = ""
+
+    @property
+    def device(self) -> Device:
+        """Whose it is."""
+        return self.tenant_id, self.device_id
 
 
 class Sections(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -66,16 +68,22 @@ class Update(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="ca
 
 
 class Section(msgspec.Struct, frozen=True):
-    """Half of a shadow; `times` mirrors `state`."""
+    """Half of a shadow; `mark` is what is remembered of the messages that made it so (shadow_merge.py)."""
 
     state: Object = {}
-    times: Times = {}
+    mark: Mark = Mark()
+
+    @property
+    def times(self) -> Times:
+        """For each attribute when it was last set."""
+        return times(self.state, self.mark)
 
 
 class Shadow(msgspec.Struct, frozen=True):
-    """One shadow; version 0 is one that never was. `updated_ms` is when it became what it is.
+    """One shadow; version 0 is one that never was. `updated_ms` is when it became what it is, and never goes back.
 
-    `position` is that of the last message of its device that it has taken in, 0 where there was none.
+    `position` is that of the last message of its device that it has taken in, 0 where there was none. `deleted` is
+    where it was deleted last, and a message below `forgotten` can no longer be put in its place; NEVER for neither.
     """
 
     desired: Section = Section()
@@ -84,6 +92,8 @@ class Shadow(msgspec.Struct, frozen=True):
     updated_ms: int = 0
     exists: bool = False
     position: int = 0
+    deleted: int = NEVER
+    forgotten: int = NEVER
 
     @property
     def delta(self) -> Object:
@@ -94,8 +104,7 @@ class Shadow(msgspec.Struct, frozen=True):
 class Change(msgspec.Struct, frozen=True):
     """What made a version of a shadow: who (`device`, or whose API key) asked for it, and for what.
 
-    `patch` is the sections as they were asked for, None where the shadow was deleted; `position` is that of the
-    device's message, 0 where it was not a device; `behind` is the shadow's position before.
+    `patch` is the sections as they were asked for, None where the shadow was deleted.
     """
 
     key: ShadowKey
@@ -103,8 +112,6 @@ class Change(msgspec.Struct, frozen=True):
     at_ms: int
     who: str
     patch: Object | None
-    position: int = 0
-    behind: int = 0
 
 
 class VersionConflict(Refusal):
@@ -113,6 +120,18 @@ class VersionConflict(Refusal):
     def __init__(self, version: int) -> None:
         super().__init__(Reason.CONFLICT, f"the shadow is at version {version}", field="version")
         self.version = version
+
+
+def check_room(names: int, names_max: int) -> None:
+    """Raise LimitExceeded where a device with so many named shadows may have no more."""
+    if names >= names_max:
+        raise LimitExceeded(
+            Reason.TOO_LARGE,
+            f"the device has {names} named shadows, of {names_max} that it may have",
+            limit="shadow_names_max",
+            value=names_max,
+            field="name",
+        )
 
 
 _decoder = msgspec.json.Decoder(Update)
@@ -129,46 +148,34 @@ def check_update(update: Update) -> Update:
     if not update.patch:
         raise Refusal(Reason.INVALID_PAYLOAD, "names neither desired nor reported", field="state")
     for name, patch in update.patch.items():
-        _check_values(patch, f"state.{name}")
+        check_storable(patch, f"state.{name}", depth_max=UPDATE_DEPTH_MAX, limit="UPDATE_DEPTH_MAX")
     return update
 
 
-def apply(
-    shadow: Shadow,
-    update: Update,
-    *,
-    at_ms: int,
-    bounds: ShadowBounds,
-    position: int = 0,
-    later: Sequence[Change] = (),
-) -> Shadow:
-    """The shadow after `update`. Raises VersionConflict, and LimitExceeded where a section would outgrow `bounds`.
+def apply(shadow: Shadow, update: Update, *, at_ms: int, bounds: ShadowBounds, position: int | None = None) -> Shadow:
+    """The shadow after `update`: a device's message at `position`, or somebody's word after all that was taken in.
 
-    A message that was delivered late is taken in as if it had come in time: `later` are the changes that should have
-    come after it, which are made once more, as a patch may be. Only its version is that of its coming.
+    A message that was delivered late is taken in as if it had come in time; only its version is that of its coming.
+    Raises VersionConflict, LimitExceeded where a section would outgrow `bounds`, and Refusal CONFLICT where so much
+    was deleted since that the message cannot be put in its place.
     """
     if update.version is not UNSET and update.version != shadow.version:
         raise VersionConflict(shadow.version)
-    after = _made(shadow, update.patch, at_ms)
-    for change in later:
-        after = _made(after, change.patch, change.at_ms)
-    for name, section in (("desired", after.desired), ("reported", after.reported)):
+    at = shadow.position if position is None else position
+    if at < shadow.forgotten:
+        raise Refusal(Reason.CONFLICT, "so late that it cannot be told what has changed since")
+    sections = {name: _patched(getattr(shadow, name), patch, at, at_ms) for name, patch in update.patch.items()}
+    for name, (section, _) in sections.items():
         _check_bounds(section.state, bounds, f"state.{name}")
     return msgspec.structs.replace(
-        after, version=shadow.version + 1, updated_ms=at_ms, position=max(position, shadow.position)
+        shadow,
+        **{name: section for name, (section, _) in sections.items()},
+        version=shadow.version + 1,
+        updated_ms=max(at_ms, shadow.updated_ms),
+        exists=shadow.exists or at >= shadow.deleted,
+        position=max(at, shadow.position),
+        forgotten=max([shadow.forgotten, *(forgotten for _, forgotten in sections.values())]),
     )
-
-
-def later_than(position: int, log: Sequence[Change]) -> Sequence[Change] | None:
-    """The changes that should have come after the message at `position`, in the order in which they should have come.
-
-    `log` is the last changes, oldest first; None where one that is no longer among them should have come after, too.
-    What was not a device's came when it came: after all that the shadow had taken in.
-    """
-    if log and log[0].behind > position:
-        return None
-    placed = [(change.position or change.behind, change.position == 0, change.version, change) for change in log]
-    return [change for place, _, _, change in sorted(placed, key=lambda each: each[:3]) if place > position]
 
 
 def delete(shadow: Shadow, *, at_ms: int, version: int | None = None) -> Shadow:
@@ -177,7 +184,16 @@ def delete(shadow: Shadow, *, at_ms: int, version: int | None = None) -> Shadow:
         raise Refusal(Reason.NOT_FOUND, "there is no such shadow")
     if version is not None and version != shadow.version:
         raise VersionConflict(shadow.version)
-    return Shadow(version=shadow.version + 1, updated_ms=at_ms, exists=False, position=shadow.position)
+    empty = Section({}, Mark(shadow.position, at_ms))
+    return msgspec.structs.replace(
+        shadow,
+        desired=empty,
+        reported=empty,
+        version=shadow.version + 1,
+        updated_ms=max(at_ms, shadow.updated_ms),
+        exists=False,
+        deleted=shadow.position,
+    )
 
 
 def delta(desired: Object, reported: Object) -> Object:
@@ -199,19 +215,6 @@ def delta(desired: Object, reported: Object) -> Object:
     return difference
 
 
-def merge_patch(target: Json, patch: Json) -> Json:
-    """`target` after `patch`, neither of them changed. Source: RFC 7396, section 2."""
-    if not isinstance(patch, Mapping):
-        return patch
-    merged = dict(target) if isinstance(target, Mapping) else {}
-    for name, value in patch.items():
-        if value is None:
-            merged.pop(name, None)
-        else:
-            merged[name] = merge_patch(merged.get(name), value)
-    return merged
-
-
 def same(left: Json, right: Json) -> bool:
     """Equality of JSON: 1 is 1.0, and neither is true."""
     if isinstance(left, Mapping) and isinstance(right, Mapping):
@@ -221,51 +224,12 @@ def same(left: Json, right: Json) -> bool:
     return isinstance(left, bool) == isinstance(right, bool) and left == right
 
 
-def _made(shadow: Shadow, patch: Object | None, at_ms: int) -> Shadow:
-    """`shadow` with the sections that `patch` names patched; None deletes it."""
-    if patch is None:
-        return msgspec.structs.replace(shadow, desired=Section(), reported=Section(), exists=False)
-    sections: dict[str, Section] = {name: _patched(getattr(shadow, name), patch[name], at_ms) for name in patch}
-    return msgspec.structs.replace(shadow, **sections, exists=True)
-
-
-def _patched(section: Section, patch: Json, at_ms: int) -> Section:
-    if patch is None:
-        return Section()
-    assert isinstance(patch, Mapping)
-    state = merge_patch(section.state, patch)
+def _patched(section: Section, patch: Json, at: int, at_ms: int) -> tuple[Section, int]:
+    """The section, and the position of the last message of which it has forgotten something."""
+    place = merged((section.state, section.mark), patch, at=at, at_ms=at_ms)
+    (state, mark), forgotten = forgetting((place[0] or {}, place[1]))
     assert isinstance(state, Mapping)
-    return Section(state, _stamped(section.times, patch, at_ms))
-
-
-def _stamped(times: Times, patch: Object, at_ms: int) -> Times:
-    """`times` after `patch` was merged into what they mirror."""
-    stamped = dict(times)
-    for name, value in patch.items():
-        if value is None:
-            stamped.pop(name, None)
-        elif isinstance(value, Mapping):
-            before = stamped.get(name)
-            stamped[name] = _stamped(before if isinstance(before, Mapping) else {}, value, at_ms)
-        else:
-            stamped[name] = at_ms
-    return stamped
-
-
-def _check_values(value: Json, path: str) -> None:
-    """Refuse what PostgreSQL's jsonb, or a device's JSON, cannot hold; the depth is the decoder's to bound."""
-    if isinstance(value, str) and "\x00" in value:
-        raise Refusal(Reason.INVALID_PAYLOAD, "U+0000 cannot be stored", field=path)
-    if isinstance(value, int) and not -INTEGER_MAX - 1 <= value <= INTEGER_MAX:
-        raise Refusal(Reason.INVALID_PAYLOAD, "the integer is beyond 64 bits", field=path)
-    if isinstance(value, Mapping):
-        for name, inner in value.items():
-            if "\x00" in name:
-                raise Refusal(Reason.INVALID_PAYLOAD, "U+0000 cannot be stored", field=path)
-            _check_values(inner, f"{path}.{name}")
-    elif isinstance(value, list):
-        for index, inner in enumerate(value):
-            _check_values(inner, f"{path}[{index}]")
+    return Section(state, mark), forgotten
 
 
 def _check_bounds(state: Object, bounds: ShadowBounds, path: str) -> None:

@@ -6,13 +6,27 @@ from enum import StrEnum
 
 
 class MessageType(StrEnum):
-    """What a device can send; the last part of its HTTP path and of its MQTT topic."""
+    """What an envelope holds."""
 
     TELEMETRY = "telemetry"
     HEARTBEAT = "heartbeat"
+    SHADOW = "shadow"
+    """An update of a shadow."""
+    SHADOW_GET = "shadow-get"
+    COMMANDS_ACK = "commands-ack"
+    """A device's answer to a command."""
+    COMMANDS_SENT = "commands-sent"
+    """Our own word, never a device's: a command has left for its device."""
 
 
-SUBJECT_PREFIX = {MessageType.TELEMETRY: "telemetry", MessageType.HEARTBEAT: "telemetry"}
+SUBJECT_PREFIX = {
+    MessageType.TELEMETRY: "telemetry",
+    MessageType.HEARTBEAT: "telemetry",
+    MessageType.SHADOW: "shadow",
+    MessageType.SHADOW_GET: "shadow",
+    MessageType.COMMANDS_ACK: "commands",
+    MessageType.COMMANDS_SENT: "commands",
+}
 
 
 def subject_for(message_type: MessageType, tenant_id: str) -> str:

@@ -1,11 +1,9 @@
 """The MQTT topics of devices: `tenant/{tenant_id}/device/{device_id}/` and what a device has to say.
 
-    telemetry   heartbeat                                            served
-    shadow/update  shadow/reported  shadow/get                       understood, not served yet
-    shadow/name/{name}/update|reported|get                           the same, of a named shadow
-    commands/ack                                                     understood, not served yet
-
-A kind is served from the moment that its line in UPWARD has a message type.
+telemetry   heartbeat
+shadow/update  shadow/reported  shadow/get             `reported` is an update that names nothing else
+shadow/name/{name}/update|reported|get                 the same, of a named shadow
+commands/ack
 """
 
 from __future__ import annotations
@@ -23,24 +21,29 @@ NAME = "{name}"
 
 
 class Upward(NamedTuple):
-    """What becomes of one kind: its message type, None where it is not served, and the stream of its dead letters."""
+    """What becomes of one kind: its message type, and the stream that it, or its dead letter, goes to.
 
-    message_type: MessageType | None
+    An update that is `reported_only` may say what is reported, and nothing else.
+    """
+
+    message_type: MessageType
     stream: str
     subject_prefix: str
+    reported_only: bool = False
 
 
-_SHADOW = Upward(None, "SHADOW", "shadow")
+_UPDATE, _GET = Upward(MessageType.SHADOW, "SHADOW", "shadow"), Upward(MessageType.SHADOW_GET, "SHADOW", "shadow")
+_REPORTED = _UPDATE._replace(reported_only=True)
 UPWARD = {
     "telemetry": Upward(MessageType.TELEMETRY, "TELEMETRY", "telemetry"),
     "heartbeat": Upward(MessageType.HEARTBEAT, "TELEMETRY", "telemetry"),
-    "shadow/update": _SHADOW,
-    "shadow/reported": _SHADOW,
-    "shadow/get": _SHADOW,
-    f"shadow/name/{NAME}/update": _SHADOW,
-    f"shadow/name/{NAME}/reported": _SHADOW,
-    f"shadow/name/{NAME}/get": _SHADOW,
-    "commands/ack": Upward(None, "COMMANDS", "commands"),
+    "shadow/update": _UPDATE,
+    "shadow/reported": _REPORTED,
+    "shadow/get": _GET,
+    f"shadow/name/{NAME}/update": _UPDATE,
+    f"shadow/name/{NAME}/reported": _REPORTED,
+    f"shadow/name/{NAME}/get": _GET,
+    "commands/ack": Upward(MessageType.COMMANDS_ACK, "COMMANDS", "commands"),
 }
 FILTERS = tuple(f"tenant/+/device/+/{kind.replace(NAME, '+')}" for kind in UPWARD)
 """What to subscribe to for all that devices say, and for nothing that is said to them."""

@@ -5,7 +5,7 @@ committed, and after a work queue has let go of that message. Every step may be 
 the ledger knows what is settled, deleting what is gone is no error, and the item comes again until it is acked.
 
     fetch one ──► letter of a role ─────────────────────────────────────────────► settle as dead ──────────► ack
-             └──► advisory ──► read the message by sequence ──► last chance ────► settle as it deserves ─┬─► ack
+             └──► advisory ──► read the message by sequence ──► last chance ────► as its worker settles ─┬─► ack
                                         │                  └──► tries used up ──► settle as dead ────────┤
                                         └─ gone: count, ack                        work queue: delete ───┘
 
@@ -22,10 +22,12 @@ from typing import NamedTuple, Protocol
 import msgspec
 import structlog
 
-from pulse.domain.dead_letter import Condemned, Exhausted, bury, settle_condemned, unpack
+from pulse.domain.dead_letter import Condemned, Exhausted, condemned, unpack, unread
 from pulse.domain.errors import Outage, Reason, Refusal
-from pulse.domain.ledger import PositionSet, position
-from pulse.domain.settlement import Message, Settlement, condemn
+from pulse.domain.ledger import position
+from pulse.domain.settlement import DeadLetter, Message
+from pulse.services.batches import Settler
+from pulse.services.device_state import Answered
 from pulse.services.waiting import KEEP_ALIVE_S, Batch, KeptAlive, Source, Waits
 
 log = structlog.get_logger()
@@ -33,9 +35,6 @@ log = structlog.get_logger()
 DEAD_LETTERS = "DEAD_LETTERS"
 TRIES_MAX = 3
 """So many deaths of this process with the same message in hand, and it is buried unread."""
-
-Chance = Callable[[int, Message], Settlement]
-"""What the worker of a stream would make of the message at a position."""
 
 
 class Origin(Protocol):
@@ -60,10 +59,13 @@ class Store(Protocol):
     async def is_settled(self, at: int) -> bool:
         """Whether the position is settled."""
 
-    async def settle(self, stream: str, settlement: Settlement) -> PositionSet:
-        """Write it in one transaction; returns what others had settled before, which is left out.
+    async def is_dead(self, at: int) -> bool:
+        """Whether the position is settled as a dead letter."""
 
-        Raises Refusal where the database cannot take some row of it; then nothing is written.
+    async def bury(self, stream: str, letter: DeadLetter) -> bool:
+        """Settle the message as this dead letter; False where it was settled before.
+
+        Raises Refusal where the database cannot take it; then nothing is written.
         """
 
 
@@ -92,12 +94,13 @@ class RescueMetrics(Protocol):
 class Stream(NamedTuple):
     """A stream whose messages are rescued.
 
-    `consumer` is the one that settles them; `chance` is None where nobody but its own worker can process them.
+    `consumer` is the one that settles them; `chance` is what its worker settles them with, None where nobody but that
+    worker can process them.
     """
 
     consumer: str
     work_queue: bool
-    chance: Chance | None
+    chance: Settler | None
 
 
 class Rescue:
@@ -182,8 +185,7 @@ class Rescue:
         try:
             found = unpack(item.subject, item.body)
         except Refusal as refusal:
-            at = await self._position(DEAD_LETTERS, created_ns, item.sequence)
-            return await self._settle(DEAD_LETTERS, bury(at, item, refusal.reason, refusal.message))
+            return await self._bury_item(created_ns, item, refusal)
         if isinstance(found, Exhausted):
             return await self._rescue(found, tries=item.attempts)
         try:
@@ -191,8 +193,12 @@ class Rescue:
                 raise Refusal(Reason.MAX_DELIVERIES, f"{TRIES_MAX} tries to write this letter down ended the process")
             return await self._write_down(found, created_ns, item.sequence)
         except Refusal as refusal:
-            at = await self._position(DEAD_LETTERS, created_ns, item.sequence)
-            return await self._settle(DEAD_LETTERS, bury(at, item, refusal.reason, refusal.message))
+            return await self._bury_item(created_ns, item, refusal)
+
+    async def _bury_item(self, created_ns: int, item: Message, refusal: Refusal) -> Outcome:
+        """Settle the item itself as a dead letter."""
+        at = await self._position(DEAD_LETTERS, created_ns, item.sequence)
+        return await self._bury(DEAD_LETTERS, unread(at, item, refusal.reason, refusal.message))
 
     async def _write_down(self, letter: Condemned, created_ns: int, sequence: int) -> Outcome:
         """Settle the message that a role gave up; the letter's own position stands for one that never had any."""
@@ -200,7 +206,7 @@ class Rescue:
             at = await self._position(letter.stream, letter.created_ns, letter.stream_seq)
         else:
             at = await self._position(DEAD_LETTERS, created_ns, sequence)
-        return await self._settle(letter.stream, settle_condemned(at, letter))
+        return await self._bury(letter.stream, condemned(at, letter))
 
     async def _rescue(self, told: Exhausted, *, tries: int) -> Outcome:
         stream = self._streams.get(told.stream)
@@ -218,25 +224,31 @@ class Rescue:
             error = f"{told.deliveries} deliveries to {told.consumer} ended without an answer"
             if stream.chance is not None:
                 error += f", and so did {TRIES_MAX} rescues"
-            settlement = bury(at, message, Reason.MAX_DELIVERIES, error)
+            outcome = await self._bury(told.stream, unread(at, message, Reason.MAX_DELIVERIES, error))
         else:
-            settlement = stream.chance(at, message)
-            self._probe("rescue.decoded")
-        try:
-            outcome = await self._settle(told.stream, settlement)
-        except Refusal as refusal:
-            outcome = await self._settle(told.stream, condemn(at, message, refusal))
+            outcome = await self._try(stream.chance, Answered(created_ns, [message]), at)
         if stream.work_queue:
             self._probe("rescue.committed")
             await self._origin.delete(told.stream, told.stream_seq)
         return outcome
 
-    async def _settle(self, stream: str, settlement: Settlement) -> Outcome:
-        if await self._store.settle(stream, settlement):
+    async def _try(self, chance: Settler, batch: Answered, at: int) -> Outcome:
+        """Settle the one message of `batch`, which is at `at`, as its worker does."""
+        (message,) = batch.messages
+        before = await self._store.is_settled(at)
+        try:
+            await chance.settle(batch, [(at, message)])
+        except Refusal as refusal:
+            await chance.condemn(batch, at, message, refusal)
+        if before:
             return Outcome.ALREADY_SETTLED
-        for letter in settlement.dead_letters:
-            log.warning("dead letter", reason=letter.reason, error=letter.error, subject=letter.message.subject)
-        return Outcome.DEAD if settlement.dead_letters else Outcome.STORED
+        return Outcome.DEAD if await self._store.is_dead(at) else Outcome.STORED
+
+    async def _bury(self, stream: str, letter: DeadLetter) -> Outcome:
+        if not await self._store.bury(stream, letter):
+            return Outcome.ALREADY_SETTLED
+        log.warning("dead letter", reason=letter.reason, error=letter.error, subject=letter.message.subject)
+        return Outcome.DEAD
 
     async def _position(self, stream: str, created_ns: int, sequence: int) -> int:
         epoch = self._epochs.get((stream, created_ns))

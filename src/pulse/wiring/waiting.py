@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
+from pulse.adapters.postgres.command_settling import CommandSettling
 from pulse.adapters.postgres.dead_letters import RescueStore
+from pulse.adapters.postgres.shadow_settling import ShadowSettlements
 from pulse.adapters.postgres.telemetry import TelemetryStore
+from pulse.domain.command_words import Said, Settled
 from pulse.domain.device_state import Device, DeviceState
 from pulse.domain.errors import Outage
 from pulse.domain.ledger import PositionSet
-from pulse.domain.settlement import Settlement
+from pulse.domain.settlement import DeadLetter, Settlement
+from pulse.domain.shadow_requests import Answers, Request
 from pulse.runtime.health import Dependency
 
 
@@ -53,6 +57,46 @@ class WatchedTelemetryStore:
             await self._store.write_states(states)
 
 
+class WatchedShadowSettlements:
+    """A `services.shadow.Store` that tells `check`."""
+
+    def __init__(self, store: ShadowSettlements, check: Dependency) -> None:
+        self._store = store
+        self._check = check
+
+    async def check(self) -> None:
+        with told(self._check):
+            await self._store.check()
+
+    async def epoch(self, created_ns: int) -> int:
+        with told(self._check):
+            return await self._store.epoch(created_ns)
+
+    async def settle(self, requests: Sequence[Request], dead: Sequence[DeadLetter]) -> tuple[Answers, PositionSet]:
+        with told(self._check):
+            return await self._store.settle(requests, dead)
+
+
+class WatchedCommandSettling:
+    """A `services.commands.Store` that tells `check`."""
+
+    def __init__(self, store: CommandSettling, check: Dependency) -> None:
+        self._store = store
+        self._check = check
+
+    async def check(self) -> None:
+        with told(self._check):
+            await self._store.check()
+
+    async def epoch(self, created_ns: int) -> int:
+        with told(self._check):
+            return await self._store.epoch(created_ns)
+
+    async def settle(self, said: Sequence[Said], dead: Sequence[DeadLetter], *, at_ms: int) -> Settled:
+        with told(self._check):
+            return await self._store.settle(said, dead, at_ms=at_ms)
+
+
 class WatchedRescueStore:
     """A `services.rescue.Store` that tells `check`."""
 
@@ -72,6 +116,10 @@ class WatchedRescueStore:
         with told(self._check):
             return await self._store.is_settled(at)
 
-    async def settle(self, stream: str, settlement: Settlement) -> PositionSet:
+    async def is_dead(self, at: int) -> bool:
         with told(self._check):
-            return await self._store.settle(stream, settlement)
+            return await self._store.is_dead(at)
+
+    async def bury(self, stream: str, letter: DeadLetter) -> bool:
+        with told(self._check):
+            return await self._store.bury(stream, letter)

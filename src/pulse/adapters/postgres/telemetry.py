@@ -1,10 +1,4 @@
-"""Settling telemetry: ledger, rows and dead letters in one transaction; device states apart, whenever they are due.
-
-The ledger row goes first. Where another transaction is settling some of the same positions, the insert waits for
-its end; where it has settled them, the exclusion constraint refuses ours, we read what is settled, and write the rest.
-`ON CONFLICT DO NOTHING` is what makes two that insert at the same moment wait for one another in one direction only;
-a plain insert would let both wait until PostgreSQL calls it a deadlock, a second later.
-"""
+"""Settling telemetry: ledger, rows and dead letters in one transaction; device states apart, whenever they are due."""
 
 from __future__ import annotations
 
@@ -18,42 +12,19 @@ import asyncpg
 
 from pulse.adapters.postgres.binary_copy import HEADER, TELEMETRY_COLUMNS, TRAILER, telemetry_rows
 from pulse.adapters.postgres.device_state import write_states
-from pulse.adapters.postgres.errors import Fault, classify
 from pulse.adapters.postgres.ledger import record_epoch
 from pulse.adapters.postgres.pool import transaction
+from pulse.adapters.postgres.settling import Entry, claim, refused, write_dead_letters
 from pulse.domain.device_state import Device, DeviceState
-from pulse.domain.errors import Outage, Reason, Refusal
 from pulse.domain.ledger import PositionSet
 from pulse.domain.rollup import HOUR_US
-from pulse.domain.settlement import DeadLetter, Row, Settlement
+from pulse.domain.settlement import Row, Settlement
 from pulse.domain.telemetry import EPOCH
 
 if TYPE_CHECKING:
     from pulse.adapters.postgres.pool import Connection, Pool
 
 DAY_US = 24 * HOUR_US
-DEAD_LETTER_COLUMNS = (
-    "stream", "position", "subject", "tenant_id", "device_id", "reason", "error", "headers", "body",
-    "attempts", "published_at",
-)  # fmt: skip
-
-# What is entered is noted for the rollups (rollups.py), with the hours that its rows touch.
-INSERT_LEDGER = """
-    WITH entry AS (
-        INSERT INTO ledger (positions, dead, telemetry_rows)
-        VALUES ($1::text::int8multirange, $2::text::int8multirange, $3)
-        ON CONFLICT DO NOTHING RETURNING id, positions
-    ), pending AS (
-        INSERT INTO rollup_pending (positions, hours)
-        SELECT positions, $4::text::int4multirange FROM entry WHERE $3::bigint > 0
-    )
-    SELECT id FROM entry
-"""
-SELECT_SETTLED = """
-    SELECT coalesce(range_agg(settled.positions * batch.positions), '{}')::text
-    FROM (SELECT $1::text::int8multirange AS positions) AS batch
-    JOIN ledger AS settled ON settled.positions && batch.positions
-"""
 SELECT_DEAD = """
     SELECT coalesce(range_agg(settled.dead * asked.positions), '{}')::text
     FROM (SELECT $1::text::int8multirange AS positions) AS asked
@@ -62,8 +33,6 @@ SELECT_DEAD = """
 CHECK_TABLES = "SELECT FROM ledger, telemetry, dead_letters, device_state, stream_epochs LIMIT 0"
 ROWS_AT_ONCE = 500
 _device_id = attrgetter("device_id")
-RACES_MAX = 20
-"""How often another worker may settle part of the same batch in between; each time there is less left to write."""
 
 
 class TelemetryStore:
@@ -89,17 +58,13 @@ class TelemetryStore:
 
         Raises Outage where PostgreSQL is away, Refusal REFUSED_BY_DATABASE where it can never take these rows.
         """
-        try:
+        with refused():
             try:
                 return await self._settle(settlement)
             except asyncpg.CheckViolationError:
                 # A row found no partition: somebody has dropped that of a day that we believe to be there.
                 self._days.clear()
                 return await self._settle(settlement)
-        except (asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-            if classify(error) is Fault.POISON:
-                raise Refusal(Reason.REFUSED_BY_DATABASE, f"{type(error).__name__}: {error}") from error
-            raise
 
     async def dead_among(self, settled: PositionSet) -> PositionSet:
         """Those of these settled positions that are dead letters. Raises Outage."""
@@ -113,31 +78,13 @@ class TelemetryStore:
     async def _settle(self, settlement: Settlement) -> PositionSet:
         await self._ensure_days(settlement.rows)
         async with transaction(self._pool) as connection:
-            already = await self._claim(connection, settlement)
-            left = settlement.without(already) if already else settlement
+            already = await claim(connection, lambda settled: _entry(_left(settlement, settled)))
+            left = _left(settlement, already)
             if len(left):
+                self._probe("ingest.ledger_written")
                 await self._write(connection, left)
                 self._probe("ingest.before_commit")
         return already
-
-    async def _claim(self, connection: Connection, settlement: Settlement) -> PositionSet:
-        """Enter into the ledger what nobody has settled; returns what others have."""
-        already = PositionSet()
-        for _ in range(RACES_MAX):
-            left = settlement.without(already) if already else settlement
-            if not len(left):
-                return already
-            positions = left.positions
-            assert len(positions) == len(left), "a settlement has two fates for one position"
-            hours = PositionSet.of({row.ts_us // HOUR_US for row in left.rows})
-            entry = await connection.fetchval(
-                INSERT_LEDGER, str(positions), str(left.dead_positions), len(left.rows), str(hours)
-            )
-            if entry is not None:
-                self._probe("ingest.ledger_written")
-                return already
-            already = already | PositionSet.parse(await connection.fetchval(SELECT_SETTLED, str(positions)))
-        raise Outage("postgresql", f"a batch met {RACES_MAX} others that settle the same positions")
 
     async def _write(self, connection: Connection, settlement: Settlement) -> None:
         if settlement.rows:
@@ -147,12 +94,7 @@ class TelemetryStore:
                 "telemetry", source=_copied(rows), columns=TELEMETRY_COLUMNS, format="binary"
             )
             self._probe("ingest.rows_copied")
-        if settlement.dead_letters:
-            await connection.copy_records_to_table(
-                "dead_letters",
-                records=[self._dead_letter(letter) for letter in settlement.dead_letters],
-                columns=DEAD_LETTER_COLUMNS,
-            )
+        await write_dead_letters(connection, self._stream, settlement.dead_letters)
 
     async def _ensure_days(self, rows: Iterable[Row]) -> None:
         """A partition for each day; in a transaction of its own, so that its lock is short."""
@@ -163,21 +105,16 @@ class TelemetryStore:
                 await connection.execute("SELECT ensure_telemetry_day($1)", day)
             self._days.add(day)
 
-    def _dead_letter(self, letter: DeadLetter) -> tuple[object, ...]:
-        message = letter.message
-        return (
-            self._stream,
-            letter.position,
-            _storable(message.subject),
-            letter.tenant_id,
-            letter.device_id,
-            letter.reason.value,
-            _storable(letter.error),
-            message.headers,
-            message.body,
-            message.attempts,
-            EPOCH + timedelta(microseconds=message.published_ns // 1000),
-        )
+
+def _left(settlement: Settlement, settled: PositionSet) -> Settlement:
+    return settlement.without(settled) if settled else settlement
+
+
+def _entry(settlement: Settlement) -> Entry:
+    positions = settlement.positions
+    assert len(positions) == len(settlement), "a settlement has two fates for one position"
+    hours = PositionSet.of({row.ts_us // HOUR_US for row in settlement.rows})
+    return Entry(positions, settlement.dead_positions, len(settlement.rows), hours)
 
 
 async def _copied(rows: Sequence[Row]) -> AsyncIterator[bytes]:
@@ -187,8 +124,3 @@ async def _copied(rows: Sequence[Row]) -> AsyncIterator[bytes]:
         yield telemetry_rows(rows[start : start + ROWS_AT_ONCE])
         await asyncio.sleep(0)
     yield TRAILER
-
-
-def _storable(text: str) -> str:
-    """PostgreSQL's text has no U+0000 and no lone surrogates; both are shown by their escapes."""
-    return text.replace("\x00", "\\x00").encode("utf-8", "backslashreplace").decode()
