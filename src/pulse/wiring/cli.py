@@ -14,12 +14,12 @@ from pulse.adapters.postgres.pool import Pool, open_pool
 from pulse.runtime.settings import Settings
 from pulse.services.audit import Auditor
 from pulse.services.dead_letters import DeadLetters
-from pulse.wiring.streams import INGEST_WORKERS, TELEMETRY
+from pulse.wiring.streams import WORKERS
 
 
 @asynccontextmanager
 async def open_auditor(settings: Settings) -> AsyncIterator[Auditor]:
-    """An auditor of TELEMETRY."""
+    """An auditor of the streams of WORKERS."""
     async with (
         connection(settings.nats_url, name="pulse audit") as client,
         _open_pool(settings, "audit") as pool,
@@ -28,8 +28,8 @@ async def open_auditor(settings: Settings) -> AsyncIterator[Auditor]:
 
 
 def auditor_on(client: PulseClient, pool: Pool) -> Auditor:
-    """An auditor of TELEMETRY on connections that are there."""
-    return Auditor(streams=AuditReader(client, consumer_of={TELEMETRY: INGEST_WORKERS}), ledger=LedgerReader(pool))
+    """An auditor of the streams of WORKERS on connections that are there."""
+    return Auditor(streams=AuditReader(client, consumer_of=WORKERS), ledger=LedgerReader(pool))
 
 
 @asynccontextmanager
