@@ -4,27 +4,49 @@ from __future__ import annotations
 
 import msgspec
 
+from pulse.adapters.nats.ask import Asker
+from pulse.adapters.nats.command_watch import command_watch
 from pulse.adapters.nats.connection import PulseClient
 from pulse.adapters.nats.streams import stream_state
 from pulse.api.bodies import BodyBounds
-from pulse.api.device import SINGLE, DeviceApi
+from pulse.api.device import DeviceApi
+from pulse.api.device_paths import SINGLE
+from pulse.api.device_reads import DeviceReads
 from pulse.runtime.health import health_app
 from pulse.runtime.http import Direct, UvicornService
 from pulse.runtime.lifecycle import Service
-from pulse.runtime.metrics import GatewayMetrics
+from pulse.runtime.metrics import GatewayMetrics, PollMetrics
+from pulse.services.polls import Polls
 from pulse.wiring.process import Process
 from pulse.wiring.streams import TELEMETRY
 
 
 async def gateway_services(process: Process) -> list[Service]:
-    """The HTTP service, with its address taken."""
+    """The HTTP service, with its address taken; before it stops, those who wait for commands have an answer."""
     settings = process.settings
+    metrics = GatewayMetrics(process.metrics)
+    asker = Asker(process.nats, timeout_s=settings.gateway_ask_s_max)
+    polls = Polls(
+        asker=asker,
+        publisher=process.committer,
+        watch=lambda told: command_watch(process.nats, told),
+        waiting_max=settings.gateway_polls_max,
+    )
+    PollMetrics(process.metrics).watch(lambda: polls.count)
+    reads = DeviceReads(
+        gateway=process.gateway,
+        asker=asker,
+        polls=polls,
+        metrics=metrics,
+        wait_s_max=settings.gateway_poll_s_max,
+        other=health_app(checks=process.checks, registry=process.metrics),
+    )
     app = DeviceApi(
         gateway=process.gateway,
-        metrics=GatewayMetrics(process.metrics),
+        metrics=metrics,
         durability=await _durability(process.nats),
         bounds=msgspec.convert(settings, BodyBounds, from_attributes=True),
-        other=health_app(checks=process.checks, registry=process.metrics),
+        other=reads,
     )
     http = UvicornService(
         name="gateway",
@@ -39,7 +61,7 @@ async def gateway_services(process: Process) -> list[Service]:
         request_s_max=settings.gateway_request_s_max,
     )
     http.bind()
-    return [http]
+    return [http, polls]
 
 
 async def _durability(client: PulseClient) -> str:

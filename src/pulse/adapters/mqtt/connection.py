@@ -1,7 +1,8 @@
-"""One connection to an MQTT broker that subscribes at QoS 1 and acknowledges what it is told to.
+"""One connection to an MQTT broker that subscribes and publishes at QoS 1 and acknowledges what it is told to.
 
     CONNECT ─► CONNACK ─► SUBSCRIBE ─► SUBACK ─► messages ─► its receiver, synchronously, as many as were read at once
                                                  PUBACKs ◄─ `acknowledge`, one write for all of a turn of the loop
+                                                 PUBLISH ◄─ `publish`, see outgoing.py
 
 Who acks: nobody here. A PUBACK is written for a packet id only when the receiver says so, and only on the connection
 that it says it to, so an answer that comes late never acknowledges another message of a later connection. There is no
@@ -17,6 +18,7 @@ from typing import Protocol, TypeVar, cast
 
 import structlog
 
+from pulse.adapters.mqtt.outgoing import Outgoing
 from pulse.adapters.mqtt.packets import (
     DISCONNECT,
     PINGREQ,
@@ -24,6 +26,7 @@ from pulse.adapters.mqtt.packets import (
     Control,
     Disconnect,
     Malformed,
+    Puback,
     Suback,
     Version,
     encode_pubacks,
@@ -41,6 +44,10 @@ T = TypeVar("T")
 SUBSCRIBE_ID = 1
 SILENCES_MAX = 1.5
 """Of how many keep alive intervals a connection ends on which nothing was read; a broker takes as much (3.1.2.10)."""
+PUBACK_S_MAX = 60.0
+"""A broker that leaves a message of ours unconfirmed for longer has lost it, or its count of what is in flight."""
+LOOK_S = 15.0
+"""How often that is looked at where there is no keep alive."""
 
 
 class Receiver(Protocol):
@@ -71,8 +78,10 @@ class Connection(asyncio.Protocol):
         self._connack: asyncio.Future[Connack] = self._loop.create_future()
         self._suback: asyncio.Future[Suback] = self._loop.create_future()
         self._acknowledged: list[int] = []
+        self._outgoing: Outgoing | None = None
         self._is_paused = False
         self._read_at = time.monotonic()
+        self._resumed_at = self._loop.time()
         self._ended: asyncio.Future[Outage] = self._loop.create_future()
         self._next_ping: asyncio.TimerHandle | None = None
 
@@ -87,6 +96,11 @@ class Connection(asyncio.Protocol):
             self._loop.call_soon(self._write_pubacks)
         self._acknowledged.append(packet_id)
 
+    def publish(self, topic: str, payload: bytes) -> asyncio.Future[int]:
+        """Publish at QoS 1, once it is subscribed; see `Outgoing.publish`."""
+        assert self._outgoing is not None, "not subscribed yet"
+        return self._outgoing.publish(topic, payload)
+
     def pause(self) -> None:
         """Read no more for now; the broker keeps what it has."""
         if not self._is_paused and not self._ended.done():
@@ -98,6 +112,7 @@ class Connection(asyncio.Protocol):
         if self._is_paused and not self._ended.done():
             self._is_paused = False
             self._read_at = time.monotonic()
+            self._resumed_at = self._loop.time()
             self._transport.resume_reading()
 
     async def ended(self) -> Outage:
@@ -141,6 +156,12 @@ class Connection(asyncio.Protocol):
                 raise subscription_failure(each, code)
         if len(suback.codes) != len(wanted):
             raise Outage(SYSTEM, f"the broker answers {len(suback.codes)} of {len(wanted)} subscriptions")
+        self._outgoing = Outgoing(
+            self._transport.write,
+            version=self._version,
+            in_flight_max=connack.receive_max,
+            packet_bytes_max=connack.packet_bytes_max,
+        )
         self._keep_alive()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -177,6 +198,8 @@ class Connection(asyncio.Protocol):
                 self._connack.set_result(control)
             case Suback() if self._connack.done() and not self._suback.done():
                 self._suback.set_result(control)
+            case Puback() if self._outgoing is not None:
+                self._outgoing.confirm(control)
             case Disconnect():
                 self._end(refusal_of(control))
                 self._transport.close()
@@ -197,14 +220,22 @@ class Connection(asyncio.Protocol):
 
     def _keep_alive(self) -> None:
         """Ask for a sign of life twice in each interval; 0 is no keep alive at all."""
-        if self._ended.done() or not self._keep_alive_s:
+        if self._ended.done():
             return
         silence_s = time.monotonic() - self._read_at
-        if silence_s > SILENCES_MAX * self._keep_alive_s and not self._is_paused:
+        if not self._is_paused and self._keep_alive_s and silence_s > SILENCES_MAX * self._keep_alive_s:
             self._fail(f"the broker was silent for {silence_s:.0f} s")
-            return
-        self._transport.write(PINGREQ)
-        self._next_ping = self._loop.call_later(self._keep_alive_s / 2, self._keep_alive)
+        elif not self._is_paused and self._unconfirmed_s() > PUBACK_S_MAX:
+            self._fail(f"the broker has not confirmed a message within {PUBACK_S_MAX:g} s")
+        else:
+            if self._keep_alive_s:
+                self._transport.write(PINGREQ)
+            self._next_ping = self._loop.call_later(self._keep_alive_s / 2 or LOOK_S, self._keep_alive)
+
+    def _unconfirmed_s(self) -> float:
+        """How long the first message of ours has waited for its PUBACK while we were reading."""
+        oldest_at = self._outgoing.oldest_at if self._outgoing is not None else None
+        return 0.0 if oldest_at is None else self._loop.time() - max(oldest_at, self._resumed_at)
 
     def _fail(self, why: str) -> None:
         self._end(Outage(SYSTEM, why))
@@ -213,5 +244,7 @@ class Connection(asyncio.Protocol):
     def _end(self, why: Outage) -> None:
         if not self._ended.done():
             self._ended.set_result(why)
+        if self._outgoing is not None:
+            self._outgoing.end(why)
         if self._next_ping is not None:
             self._next_ping.cancel()

@@ -1,7 +1,7 @@
 """Devices' side of a broker, for many of them: each has a connection and a session of its own. MQTT 3.1.1, QoS 1.
 
 A message that got no PUBACK is sent again, after a reconnect too, for RETRY_S_MAX at most: the same bytes, by which the
-bridge knows it. Sessions are clean, so nothing of a device stays with the broker.
+bridge knows it. Sessions are clean, so nothing of a device stays with the broker. Devices may listen, too.
 """
 
 from __future__ import annotations
@@ -11,24 +11,14 @@ import os
 import random
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import cast
 
 import msgspec
 
 from pulse.adapters.mqtt.broker import Account, address_of
-from pulse.adapters.mqtt.packets import (
-    DISCONNECT,
-    PACKET_ID_MAX,
-    Connack,
-    Malformed,
-    Puback,
-    Version,
-    encode_connect,
-    encode_publish,
-)
-from pulse.adapters.mqtt.reader import Reader
+from pulse.adapters.mqtt.device_link import VERSION, Link, Reply
+from pulse.adapters.mqtt.packets import encode_connect
 from pulse.adapters.mqtt.reasons import SYSTEM
 from pulse.domain.errors import Outage
 from pulse.domain.mqtt_access import prefix, user_name
@@ -36,13 +26,10 @@ from pulse.domain.retry import delay_s
 from pulse.domain.simulation import Message
 from pulse.domain.tally import NO_ANSWER
 
-VERSION = Version.V3_1_1
 CONNECT_S_MAX = 10.0
 CONNECTING_MAX = 64
 """Connections that are being made at the same time."""
 PUBACK_S_MAX = 15.0
-IN_FLIGHT_MAX = 1000
-"""Messages of one device that wait for their PUBACK; one more is not sent."""
 RETRY_S_MAX = 60.0
 """Half of the window in which a retry is recognised."""
 RETRY_DELAY_S_MIN = 0.1
@@ -72,12 +59,23 @@ class Answer(msgspec.Struct, frozen=True, gc=False):
 class DeviceFleet:
     """Sends for all devices of one tenant; made by `open_device_fleet`."""
 
-    def __init__(self, host: str, port: int, tls: ssl.SSLContext | None, *, tenant_id: str) -> None:
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        tls: ssl.SSLContext | None,
+        *,
+        tenant_id: str,
+        listens_to: Sequence[str] = (),
+        reply: Reply = lambda _topic, _payload: (),
+    ) -> None:
         self._host = host
         self._port = port
         self._tls = tls
         self._tenant_id = tenant_id
-        self._links: dict[str, _Link] = {}
+        self._listens_to = listens_to
+        self._reply = reply
+        self._links: dict[str, Link] = {}
         self._opening: dict[str, asyncio.Lock] = {}
         self._turns = asyncio.Semaphore(CONNECTING_MAX)
 
@@ -98,7 +96,7 @@ class DeviceFleet:
     async def let_in(self, device_id: str, token: str) -> bool:
         """Connect a device that is not; whether the broker lets it in, now."""
         link = await self._connected(device_id, token)
-        return isinstance(link, _Link)
+        return isinstance(link, Link)
 
     async def deliver(
         self, message: Message, *, told: Callable[[Answer], None], stopped: Callable[[], bool] = lambda: False
@@ -144,7 +142,7 @@ class DeviceFleet:
             link.close()
         await asyncio.sleep(0)
 
-    async def _connected(self, device_id: str, token: str) -> _Link | Answer:
+    async def _connected(self, device_id: str, token: str) -> Link | Answer:
         link = self._links.get(device_id)
         if link is not None and link.is_open:
             return link
@@ -155,16 +153,18 @@ class DeviceFleet:
             async with self._turns:
                 return await self._open(device_id, token)
 
-    async def _open(self, device_id: str, token: str) -> _Link | Answer:
+    async def _open(self, device_id: str, token: str) -> Link | Answer:
         name = user_name(self._tenant_id, device_id)
         connect = encode_connect(
             version=VERSION, client_id=name, keep_alive_s=0, username=name, password=token, clean_start=True
         )
-        link = _Link(connect)
+        link = Link(connect, prefix=prefix(self._tenant_id, device_id), reply=self._reply)
         try:
             async with asyncio.timeout(CONNECT_S_MAX):
                 await asyncio.get_running_loop().create_connection(lambda: link, self._host, self._port, ssl=self._tls)
                 code = await link.connack
+                if code == 0 and self._listens_to and not await link.subscribe(self._listens_to):
+                    code = None
         except OSError:
             link.abort()
             return Answer(NO_ANSWER)
@@ -175,88 +175,17 @@ class DeviceFleet:
         return link
 
 
-class _Link(asyncio.Protocol):
-    """One connection of one device, and what waits on it."""
-
-    def __init__(self, connect: bytes) -> None:
-        self._connect = connect
-        self._reader = Reader(VERSION)
-        self._transport: asyncio.Transport | None = None
-        self._waiting: dict[int, asyncio.Future[bool]] = {}
-        self._packet_id = 0
-        self.connack: asyncio.Future[int | None] = asyncio.get_running_loop().create_future()
-        """The broker's code; None where the connection ended without one."""
-        self.is_open = False
-
-    async def publish(self, topic: str, payload: bytes) -> bool:
-        """Whether a PUBACK came; False where the connection ended before, or too many wait."""
-        if self._transport is None or not self.is_open or len(self._waiting) >= IN_FLIGHT_MAX:
-            return False
-        packet_id = self._next_packet_id()
-        waiter: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        self._waiting[packet_id] = waiter
-        self._transport.write(encode_publish(topic, payload, packet_id=packet_id, version=VERSION))
-        try:
-            return await waiter
-        finally:
-            self._waiting.pop(packet_id, None)
-
-    def close(self) -> None:
-        """End it in order."""
-        if self._transport is not None and self.is_open:
-            self._transport.write(DISCONNECT)
-            self._transport.close()
-
-    def abort(self) -> None:
-        """End it at once."""
-        if self._transport is not None:
-            self._transport.abort()
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """asyncio's: the socket is connected."""
-        self._transport = cast(asyncio.Transport, transport)
-        self._transport.write(self._connect)
-
-    def data_received(self, data: bytes) -> None:
-        """asyncio's: `data` was read."""
-        try:
-            _, controls = self._reader.feed(data)
-        except Malformed:
-            self.abort()
-            return
-        for control in controls:
-            if isinstance(control, Puback):
-                waiter = self._waiting.get(control.packet_id)
-                if waiter is not None and not waiter.done():
-                    waiter.set_result(True)
-            elif isinstance(control, Connack) and not self.connack.done():
-                self.is_open = control.code == 0
-                self.connack.set_result(control.code)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """asyncio's: it is over."""
-        self.is_open = False
-        if not self.connack.done():
-            self.connack.set_result(None)
-        for waiter in self._waiting.values():
-            if not waiter.done():
-                waiter.set_result(False)
-
-    def _next_packet_id(self) -> int:
-        while True:
-            self._packet_id = self._packet_id % PACKET_ID_MAX + 1
-            if self._packet_id not in self._waiting:
-                return self._packet_id
-
-
 @asynccontextmanager
-async def open_device_fleet(account: Account, *, tenant_id: str) -> AsyncIterator[DeviceFleet]:
+async def open_device_fleet(
+    account: Account, *, tenant_id: str, listens_to: Sequence[str] = (), reply: Reply = lambda _topic, _payload: ()
+) -> AsyncIterator[DeviceFleet]:
     """Devices at the broker of `account`, of which only the address and the certificates count.
 
-    Raises ConfigurationError where its URL is none.
+    They listen to the kinds of `listens_to`, and say what `reply` makes of what they hear. Raises ConfigurationError
+    where its URL is none.
     """
     host, port, tls = address_of(account)
-    fleet = DeviceFleet(host, port, tls, tenant_id=tenant_id)
+    fleet = DeviceFleet(host, port, tls, tenant_id=tenant_id, listens_to=listens_to, reply=reply)
     try:
         yield fleet
     finally:

@@ -38,6 +38,8 @@ class Connack(msgspec.Struct, frozen=True):
     keep_alive_s: int | None = None
     shared_subscriptions: bool = True
     reason: str = ""
+    receive_max: int | None = None
+    packet_bytes_max: int | None = None
 
 
 class Suback(msgspec.Struct, frozen=True):

@@ -135,7 +135,7 @@ class Reader:
                     codes = body[sum(_properties(body, 2, len(body))) :] if self._is_5 else body[2:]
                     return Suback(int.from_bytes(body[:2], "big"), codes)
                 case 0x40:
-                    return Puback(int.from_bytes(body[:2], "big"), body[2] if len(body) > 2 else 0)
+                    return Puback(body[0] << 8 | body[1], body[2] if len(body) > 2 else 0)
                 case 0xD0:
                     return Pingresp()
                 case 0xE0:
@@ -148,14 +148,19 @@ class Reader:
 def _connack(body: bytes) -> Connack:
     # A broker that has no version 5 answers with the two bytes of its own (3.1.2.2).
     found = dict(_read_properties(body, 2))
-    keep_alive = found.get(0x13)
     return Connack(
         session_present=bool(body[0] & 1),
         code=body[1],
-        keep_alive_s=None if keep_alive is None else int.from_bytes(keep_alive, "big"),
+        keep_alive_s=_number(found.get(0x13)),
         shared_subscriptions=found.get(0x2A, b"\1") != b"\0",
         reason=found.get(0x1F, b"").decode(),
+        receive_max=_number(found.get(0x21)),
+        packet_bytes_max=_number(found.get(0x27)),
     )
+
+
+def _number(value: bytes | None) -> int | None:
+    return None if value is None else int.from_bytes(value, "big")
 
 
 _PROPERTY_BYTES = {

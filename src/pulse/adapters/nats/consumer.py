@@ -167,11 +167,14 @@ class PullConsumer:
         await self._answer_for_good(batch, NAK)
 
     async def _leave(self) -> None:
-        """Pull no more: what is given back would come straight back, which costs it an attempt."""
+        """Pull no more: what is given back would come straight back, which costs it an attempt.
+
+        What is on its way is waited for, to be given back too: dropped, it would come again only after its ack wait.
+        """
         subscription, self._subscription = self._subscription, None
         if subscription is not None:
             with mapped("cannot pull"):
-                await subscription.unsubscribe()
+                await subscription.drain()
 
     async def _answer_for_good(self, batch: Batch, word: bytes) -> None:
         self._check_connected()

@@ -17,12 +17,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+import nats.errors
+import structlog
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.aio.transport import TcpTransport
 from nats.errors import ProtocolError
 from nats.protocol.parser import Parser
+
+log = structlog.get_logger()
 
 Frame = tuple[bytes, bytes, bytes, bytes]
 """Subject, reply subject, header block (NATS ADR-4), payload; what is not there is empty."""
@@ -34,6 +38,7 @@ LINE_BYTES_MAX = 1024 * 1024
 MESSAGE_BYTES_MAX = 128 * 1024 * 1024
 """Twice what a nats-server can be told to carry; what waits here for the end of a message is bounded by it."""
 LINE_END = b"\r\n"
+DRAIN_S_MAX = 1
 
 
 class FrameParser(Parser):
@@ -129,7 +134,8 @@ class FrameParser(Parser):
 class FrameSubscription:
     """A subscription whose messages go to a receiver; ends with `unsubscribe` or the client."""
 
-    def __init__(self, parser: FrameParser, subscription: Subscription) -> None:
+    def __init__(self, client: Client, parser: FrameParser, subscription: Subscription) -> None:
+        self._client = client
         self._parser = parser
         self._subscription = subscription
 
@@ -137,6 +143,17 @@ class FrameSubscription:
         """Tell the server; what is on its way is dropped by nats-py."""
         await self._subscription.unsubscribe()
         self._parser.route(self._subscription._id, None)
+
+    async def drain(self) -> None:
+        """`unsubscribe`, but what the server has sent by then still comes, within DRAIN_S_MAX."""
+        await self._subscription.unsubscribe()
+        try:
+            if self._client.is_connected:
+                await self._client.flush(DRAIN_S_MAX)
+        except (nats.errors.Error, OSError) as error:
+            log.debug("what was on its way did not come", error=str(error) or type(error).__name__)
+        finally:
+            self._parser.route(self._subscription._id, None)
 
 
 async def subscribe(client: Client, subject: str, receiver: Receiver) -> FrameSubscription:
@@ -154,7 +171,7 @@ async def subscribe(client: Client, subject: str, receiver: Receiver) -> FrameSu
         parser.route(sid, None)
         raise
     assert subscription._id == sid, "nats-py numbers its subscriptions in another way"
-    return FrameSubscription(parser, subscription)
+    return FrameSubscription(client, parser, subscription)
 
 
 def write(client: Client, data: bytes, *, messages: int) -> None:
