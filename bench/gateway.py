@@ -47,11 +47,13 @@ from pulse.adapters.nats.provisioner import Provisioner
 from pulse.adapters.nats.registry import RegistryBucket
 from pulse.adapters.nats.streams import stream_state
 from pulse.api.bodies import BodyBounds
-from pulse.api.device import SINGLE, DeviceApi
+from pulse.api.device import DeviceApi
+from pulse.api.device_paths import SINGLE
 from pulse.domain.identity import Device, Tenant, TokenDigest, digest
 from pulse.domain.limits import Rate, RateLimits
 from pulse.domain.receipt import Receipt, Waiting
 from pulse.domain.registry import Change, Complete, Put, Reading, Record, record_key
+from pulse.domain.shadow import ShadowBounds
 from pulse.domain.telemetry import Bounds, PayloadDecoder
 from pulse.runtime.health import health_app
 from pulse.runtime.http import Direct, UvicornService
@@ -146,6 +148,7 @@ async def serve_app(port: int) -> None:
             publisher=AtOnce(),
             registry=registry,
             decoder=PayloadDecoder(msgspec.convert(settings, Bounds, from_attributes=True)),
+            shadow_bounds=msgspec.convert(settings, ShadowBounds, from_attributes=True),
             limits=RateLimits(device=Rate(1e6, 10**6), tenant=Rate(1e6, 10**6)),
         ),
         metrics=GatewayMetrics(metrics),

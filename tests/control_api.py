@@ -9,6 +9,7 @@ There are the tenants acme and other, each with a device `boiler` and keys of it
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -20,28 +21,38 @@ import httpx
 import msgspec
 
 from pulse.adapters.embedded.nats_server import NatsServer
-from pulse.adapters.nats.audit import AuditReader
 from pulse.adapters.nats.connection import PulseClient, connection
 from pulse.adapters.nats.provisioner import Provisioner
 from pulse.adapters.nats.stream_status import StreamStatusReader
 from pulse.adapters.postgres.access import KeyStore
 from pulse.adapters.postgres.identity import IdentityStore
-from pulse.adapters.postgres.ledger import LedgerReader
 from pulse.adapters.postgres.migrate import available, migrate
 from pulse.adapters.postgres.pool import Pool, open_connection, open_pool, transaction
 from pulse.api.control.application import control_app
 from pulse.api.control.entrance import App, ControlBounds
+from pulse.domain.command_requests import CommandBounds
 from pulse.domain.identity import NewDevice
 from pulse.domain.ledger import PositionSet
 from pulse.domain.presence import PRESENCE_AFTER
 from pulse.domain.query import QueryBounds
-from pulse.services.audit import Auditor
+from pulse.domain.shadow import ShadowBounds
+from pulse.runtime.http import UvicornService
+from pulse.runtime.settings import Settings
 from pulse.services.control import Control
 from pulse.topology.declared import load
+from pulse.wiring.cli import auditor_on
 from pulse.wiring.ui import RegistryEdge, open_reach_on
 
 BOUNDS = ControlBounds(
     query=QueryBounds(range_s_max=366 * 86_400, rows_max=10_000, buckets_max=1000),
+    shadow=ShadowBounds(shadow_bytes_max=8 * 1024, shadow_depth_max=8),
+    command=CommandBounds(
+        command_payload_bytes_max=8 * 1024,
+        command_ttl_s=86_400,
+        command_ttl_s_max=30 * 86_400,
+        command_timeout_s=300,
+        command_timeout_s_max=86_400,
+    ),
     body_bytes_max=64 * 1024,
     import_bytes_max=256 * 1024,
     import_rows_max=2000,
@@ -123,11 +134,9 @@ async def control_api(
         provisioner = Provisioner(client)
         await provisioner.apply(declared, await provisioner.plan(declared))
         control = Control(
-            open_reach=open_reach_on(pool, query_s_max=query_s_max, presence_after=PRESENCE_AFTER),
+            open_reach=open_reach_on(pool, Settings(query_s_max=query_s_max)),
             edge=RegistryEdge(client, pool),
-            auditor=Auditor(
-                streams=AuditReader(client, consumer_of={"TELEMETRY": "ingest-workers"}), ledger=LedgerReader(pool)
-            ),
+            auditor=auditor_on(client, pool),
             streams=StreamStatusReader(client, declared),
         )
         app = control_app(control=control, bounds=BOUNDS, other=not_here)
@@ -142,6 +151,20 @@ async def control_api(
             _, api.acme_reader = await keys.add(name="acme's reader", tenant_id="acme", read_only=True)
             _, api.other = await keys.add(name="other's", tenant_id="other")
             yield api
+
+
+@asynccontextmanager
+async def served(api: Api) -> AsyncIterator[str]:
+    """The API on a port of its own, over real HTTP; yields its base URL."""
+    service = UvicornService(name="test", app=api.app, host="127.0.0.1", port=0, setting="ui")
+    service.bind()
+    stop = asyncio.Event()
+    serving = asyncio.create_task(service.run(stop))
+    try:
+        yield f"http://127.0.0.1:{service.port}/api/v1"
+    finally:
+        stop.set()
+        await serving
 
 
 def lines(answer: httpx.Response) -> list[dict[str, Any]]:

@@ -24,23 +24,29 @@ from pulse.adapters.nats.origin import OriginStreams
 from pulse.adapters.nats.provisioner import Provisioner
 from pulse.adapters.nats.single_consumer import SingleConsumer
 from pulse.adapters.nats.streams import stream_state
+from pulse.adapters.postgres.command_settling import CommandSettling
 from pulse.adapters.postgres.dead_letters import DeadLetterStore, RescueStore
 from pulse.adapters.postgres.ledger import LedgerReader
 from pulse.adapters.postgres.migrate import available, migrate
 from pulse.adapters.postgres.pool import Pool, open_connection, open_pool
+from pulse.adapters.postgres.shadow_settling import ShadowSettlements
 from pulse.adapters.postgres.telemetry import TelemetryStore
 from pulse.domain.audit import StreamAudit
 from pulse.domain.envelope import wrap
+from pulse.domain.shadow import ShadowBounds
 from pulse.domain.subjects import MessageType
 from pulse.domain.telemetry import Bounds, PayloadDecoder
-from pulse.runtime.metrics import IngestMetrics
+from pulse.runtime.metrics import CommandMetrics, IngestMetrics, ShadowMetrics
 from pulse.services.audit import Auditor
+from pulse.services.batches import Settler
+from pulse.services.commands import CommandSettler
 from pulse.services.dead_letters import DeadLetters
-from pulse.services.ingest import IngestWorker
+from pulse.services.ingest import IngestWorker, TelemetrySettler, written_at_once
 from pulse.services.rescue import Rescue
+from pulse.services.shadow import ShadowSettler
 from pulse.topology.declared import Declared, DeclaredConsumer, load
 from pulse.wiring.rescue import rescued_streams
-from pulse.wiring.streams import DEAD_LETTERS, INGEST_WORKERS, RESCUE_WORKERS, TELEMETRY
+from pulse.wiring.streams import COMMANDS, DEAD_LETTERS, INGEST_WORKERS, RESCUE_WORKERS, SHADOW, TELEMETRY
 
 LIMIT_S = 30.0
 ACK_WAIT_S = 0.3
@@ -168,7 +174,7 @@ class Bench:
             ),
             origin=OriginStreams(self.client),
             store=store or RescueStore(self.pool, probe=probe),
-            streams=rescued_streams(DECODER),
+            streams=rescued_streams(self.chances(probe)),
             metrics=counted,
             retry_delay_s_min=0.02,
             retry_delay_s_max=0.1,
@@ -177,6 +183,37 @@ class Bench:
         )
         await self._run(service, done or self.nothing_to_rescue)
         return counted
+
+    def chances(self, probe: Callable[[str], None]) -> dict[str, Settler]:
+        """What the rescue can do of what workers do."""
+        store = TelemetryStore(self.pool, stream=TELEMETRY, probe=probe)
+        telemetry = TelemetrySettler(
+            store=store,
+            decoder=DECODER,
+            metrics=IngestMetrics(CollectorRegistry()),
+            hear=written_at_once(store),
+            probe=probe,
+        )
+        shadow = ShadowSettler(
+            store=ShadowSettlements(
+                self.pool,
+                stream=SHADOW,
+                bounds=ShadowBounds(shadow_bytes_max=8192, shadow_depth_max=8),
+                names_max=16,
+                probe=probe,
+            ),
+            metrics=ShadowMetrics(CollectorRegistry()),
+            posted=lambda: None,
+            probe=probe,
+        )
+        commands = CommandSettler(
+            store=CommandSettling(self.pool, stream=COMMANDS, probe=probe),
+            metrics=CommandMetrics(CollectorRegistry()),
+            posted=lambda: None,
+            now_ms=lambda: time.time_ns() // 1_000_000,
+            probe=probe,
+        )
+        return {TELEMETRY: telemetry, SHADOW: shadow, COMMANDS: commands}
 
     async def ingest(self, done: Callable[[], Awaitable[bool]]) -> None:
         """Run an ingest worker until `done`."""

@@ -16,7 +16,6 @@ from pulse.domain.settlement import Message, Settlement, settle
 from pulse.domain.telemetry import PayloadDecoder
 from pulse.runtime.layers import load
 from pulse.services import ingest
-from pulse.wiring import rescue
 
 DEADLY = b'"deadly"'
 
@@ -30,7 +29,6 @@ def deadly_settle(messages: Iterable[tuple[int, Message]], decoder: PayloadDecod
 
 
 if __name__ == "__main__":
-    for module in (ingest, rescue):
-        assert getattr(module, "settle") is settle  # noqa: B009 - it is no export of theirs
-        setattr(module, "settle", deadly_settle)  # noqa: B010 - as above
+    assert getattr(ingest, "settle") is settle  # noqa: B009 - it is no export of theirs
+    setattr(ingest, "settle", deadly_settle)  # noqa: B010 - as above
     asyncio.run(serve(load(environment=os.environ), [Role(name) for name in sys.argv[1:]]))

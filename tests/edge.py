@@ -19,11 +19,13 @@ import msgspec
 from prometheus_client import CollectorRegistry
 
 from pulse.api.bodies import BodyBounds
-from pulse.api.device import SINGLE, DeviceApi, Event, Receive, Scope, Send
+from pulse.api.device import DeviceApi, Event, Receive, Scope, Send
+from pulse.api.device_paths import SINGLE
 from pulse.api.problem import Header
 from pulse.domain.errors import PulseError
 from pulse.domain.limits import Rate, RateLimits
 from pulse.domain.receipt import Receipt, Waiting
+from pulse.domain.shadow import ShadowBounds
 from pulse.domain.telemetry import Bounds, PayloadDecoder
 from pulse.runtime.metrics import GatewayMetrics
 from pulse.runtime.settings import Settings
@@ -84,6 +86,7 @@ def make_gateway(publisher: Publisher, *, registry: Registry | None = None, limi
         publisher=publisher,
         registry=registry or Registry(),
         decoder=PayloadDecoder(msgspec.convert(Settings(), Bounds, from_attributes=True)),
+        shadow_bounds=ShadowBounds(shadow_bytes_max=8192, shadow_depth_max=8),
         limits=limits,
     )
 
@@ -177,7 +180,11 @@ async def ask(
     async def send(event: Event) -> None:
         said.append(event)
 
-    scope = {"type": "http", "method": method, "path": path, "raw_path": path.encode(), "headers": sent}
+    target, _, query = path.partition("?")
+    scope = {
+        "type": "http", "method": method, "path": target, "raw_path": target.encode(), "query_string": query.encode(),
+        "headers": sent,
+    }  # fmt: skip
     await app(scope, receive, send)
     if not said:
         return Answer(0)

@@ -23,16 +23,20 @@ from pulse.runtime.lifecycle import Service, run_services, stop_on_signals
 from pulse.runtime.metrics import process_registry
 from pulse.runtime.settings import Settings
 from pulse.wiring.bridge import bridge_services
-from pulse.wiring.commands import auditor_on, open_auditor, open_dead_letters
+from pulse.wiring.cli import auditor_on, open_auditor, open_dead_letters
+from pulse.wiring.command import CONNECTIONS as COMMAND_CONNECTIONS
+from pulse.wiring.command import command_services
 from pulse.wiring.gateway import gateway_services
 from pulse.wiring.ingest import ingest_services
 from pulse.wiring.maintenance import maintenance_services
 from pulse.wiring.process import NATS_WAIT_S_MAX, Process
 from pulse.wiring.rescue import rescue_services
-from pulse.wiring.streams import INGEST_WORKERS, TELEMETRY
+from pulse.wiring.shadow import CONNECTIONS as SHADOW_CONNECTIONS
+from pulse.wiring.shadow import shadow_services
+from pulse.wiring.streams import INGEST_WORKERS, TELEMETRY, WORKERS
 from pulse.wiring.ui import ui_services
 
-__all__ = ["INGEST_WORKERS", "TELEMETRY", "Role", "auditor_on", "open_auditor", "open_dead_letters", "serve"]
+__all__ = ["INGEST_WORKERS", "TELEMETRY", "WORKERS", "Role", "auditor_on", "open_auditor", "open_dead_letters", "serve"]
 
 log = structlog.get_logger()
 
@@ -46,6 +50,8 @@ class Role(StrEnum):
     UI = "ui"
     RESCUE = "rescue"
     BRIDGE = "bridge"
+    SHADOW = "shadow"
+    COMMANDS = "commands"
 
 
 async def serve(settings: Settings, roles: Sequence[Role]) -> None:
@@ -64,7 +70,7 @@ async def serve(settings: Settings, roles: Sequence[Role]) -> None:
         pool = await stack.enter_async_context(
             open_pool(
                 settings.database_url,
-                size_max=settings.ingest_writers + 2 + (settings.ui_database_connections if Role.UI in roles else 0),
+                size_max=_connections_max(settings, roles),
                 timeout_s=settings.database_timeout_s,
                 application_name=f"pulse {title}",
             )
@@ -95,6 +101,17 @@ async def serve(settings: Settings, roles: Sequence[Role]) -> None:
         await run_services(services, stop=stop, drain_s_max=settings.drain_s_max)
 
 
+def _connections_max(settings: Settings, roles: Sequence[Role]) -> int:
+    """How many connections to PostgreSQL a process may have: those of its roles, and two for what comes in between."""
+    of_role = {
+        Role.INGEST: settings.ingest_writers,
+        Role.SHADOW: settings.shadow_writers + SHADOW_CONNECTIONS,
+        Role.COMMANDS: settings.command_writers + COMMAND_CONNECTIONS,
+        Role.UI: settings.ui_database_connections,
+    }
+    return 2 + sum(of_role.get(role, 0) for role in roles)
+
+
 async def _connect(settings: Settings, title: str, check: Dependency, stack: AsyncExitStack) -> PulseClient:
     async def up() -> None:
         check.up()
@@ -121,4 +138,6 @@ _BUILD: dict[Role, Callable[[Process], Awaitable[list[Service]]]] = {
     Role.UI: ui_services,
     Role.RESCUE: rescue_services,
     Role.BRIDGE: bridge_services,
+    Role.SHADOW: shadow_services,
+    Role.COMMANDS: command_services,
 }

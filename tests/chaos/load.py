@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -25,10 +25,14 @@ RETRIED = frozenset({408, 429, 502, 503, 504})
 
 @dataclass(kw_only=True)
 class Load:
-    """What was sent and what was answered; `acknowledged` is reading to the sequence that its 202 named."""
+    """What was sent and what was answered; `acknowledged` is reading to the sequence that its 202 named.
+
+    `device_of` says which device each of them is from.
+    """
 
     seed: int
     acknowledged: dict[str, int] = field(default_factory=dict)
+    device_of: dict[str, str] = field(default_factory=dict)
     tries: int = 0
     refused: list[str] = field(default_factory=list)
 
@@ -37,9 +41,21 @@ class Load:
         return self.tries - len(self.acknowledged)
 
 
+def telemetry(reading: str) -> bytes:
+    """The body of a reading."""
+    return b'{"metrics":{"reading":"%b"}}' % reading.encode()
+
+
 @asynccontextmanager
 async def load(
-    base_url: str, tokens: dict[str, str], *, seed: int, name: str = "n", pause_s_max: float = PAUSE_S_MAX
+    base_url: str,
+    tokens: dict[str, str],
+    *,
+    seed: int,
+    name: str = "n",
+    pause_s_max: float = PAUSE_S_MAX,
+    kind: str = "telemetry",
+    body_of: Callable[[str], bytes] = telemetry,
 ) -> AsyncIterator[Load]:
     """Devices send readings `<name>-1`, `<name>-2`, … until the block ends; then each is seen through to its 202."""
     made = Load(seed=seed)
@@ -51,9 +67,9 @@ async def load(
     connector = aiohttp.TCPConnector(limit=2 * DEVICES)
     async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session, asyncio.TaskGroup() as devices:
         for device_id, token in itertools.islice(tokens.items(), DEVICES):
-            url = f"{base_url}/ingest/v1/tenant/{TENANT}/device/{device_id}/telemetry"
+            url = f"{base_url}/ingest/v1/tenant/{TENANT}/device/{device_id}/{kind}"
             headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
-            device = _Device(session, url, headers, made, pause_s_max)
+            device = _Device(session, url, headers, made, pause_s_max, device_id, body_of)
             devices.create_task(device.run(numbers, name, stop, random.Random(chance.random())))
         try:
             yield made
@@ -68,6 +84,8 @@ class _Device:
     headers: dict[str, str]
     made: Load
     pause_s_max: float
+    device_id: str
+    body_of: Callable[[str], bytes]
 
     async def run(self, numbers: itertools.count[int], name: str, stop: asyncio.Event, chance: random.Random) -> None:
         while not stop.is_set():
@@ -81,12 +99,13 @@ class _Device:
 
     async def _accepted(self, reading: str) -> bool:
         self.made.tries += 1
-        body = b'{"metrics":{"reading":"%b"}}' % reading.encode()
+        body = self.body_of(reading)
         headers = {**self.headers, "Idempotency-Key": reading}
         try:
             async with self.session.post(self.url, data=body, headers=headers) as answer:
                 if answer.status == 202:
                     self.made.acknowledged[reading] = (await answer.json())["seq"]
+                    self.made.device_of[reading] = self.device_id
                     return True
                 text = await answer.text()
         except (aiohttp.ClientError, TimeoutError):

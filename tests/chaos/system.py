@@ -231,13 +231,14 @@ class _Slow:
 
 @dataclass(kw_only=True)
 class System:
-    """All of it; `tokens` are those of the devices of tenant `t1`, `audits` what the auditor saw meanwhile."""
+    """All of it; `tokens` are those of the devices of tenant `t1`, `audits` what the auditor saw of `stream`."""
 
     nats: NatsServer
     database_url: str
     folder: Path
     topology: Declared
     devices: int = DEVICES
+    stream: str = TELEMETRY
     gateway_port: int = field(default_factory=ports.free_port)
     tokens: dict[str, str] = field(default_factory=dict)
     audits: list[StreamAudit] = field(default_factory=list)
@@ -289,7 +290,7 @@ class System:
     async def audit(self) -> list[StreamAudit]:
         """One equation a making of the stream. Raises Outage."""
         async with open_auditor(self.settings) as auditor:
-            return await auditor.audit(TELEMETRY)
+            return await auditor.audit(self.stream)
 
     @asynccontextmanager
     async def audited(self) -> AsyncIterator[None]:
@@ -310,7 +311,7 @@ class System:
                     auditor._ledger = _Slow(auditor._ledger)  # type: ignore[assignment]
                     auditor._streams = _Slow(auditor._streams)  # type: ignore[assignment]
                     while not stop.is_set():
-                        for each in await auditor.audit(TELEMETRY):
+                        for each in await auditor.audit(self.stream):
                             assert each.balanced, each
                             assert each.expired == 0, each
                             assert each.stored + each.dead <= each.accepted, each
@@ -351,6 +352,14 @@ class System:
                 client, f"CONSUMER.INFO.{TELEMETRY}.{INGEST_WORKERS}", {}, ConsumerAnswer, doing="ask"
             )
         return answer.delivered.stream_seq, answer.delivered.consumer_seq
+
+    async def redeliveries(self, stream: str, consumer: str) -> int:
+        """How many deliveries were not a message's first."""
+        from pulse.adapters.nats.jetstream import ConsumerAnswer, request
+
+        async with connection(self.nats.url, name="test") as client:
+            answer = await request(client, f"CONSUMER.INFO.{stream}.{consumer}", {}, ConsumerAnswer, doing="ask")
+        return answer.delivered.consumer_seq - answer.delivered.stream_seq
 
     async def stored_exactly(self, *loads: Acknowledged, dead: int = 0) -> None:
         """The oracle."""

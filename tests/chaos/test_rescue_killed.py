@@ -13,18 +13,18 @@ from dead_letter_bench import bench, envelope, topology
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(240), pytest.mark.parametrize("seed", SEEDS)]
 
 GOOD, POISON, JOBS = 20, 3, 3
-COMMITTED = "rescue.committed"
-"""Of a work queue alone."""
+OF_JOBS = ("rescue.before_commit", "rescue.committed")
+"""Steps that only a message meets which nobody but its worker can process."""
 ACK_WAIT_S = 2.0
 SETTLE_S_MAX = 100.0
 
 
 async def test_a_rescue_killed_at_every_step_loses_and_doubles_nothing(system: System, seed: int) -> None:
     chance = random.Random(seed)
-    steps = [f"{step}:{chance.randint(1, 3)}" for step in steps_of("rescue") if step != COMMITTED]
+    steps = [f"{step}:{chance.randint(1, 3)}" for step in steps_of("rescue") if step not in OF_JOBS]
     chance.shuffle(steps)
     # Last, as the jobs stand behind the telemetry: a life that gets there leaves nothing for the other steps.
-    steps.append(f"{COMMITTED}:1")
+    steps += [f"{step}:1" for step in OF_JOBS]
     print(f"seed {seed}: SIGKILL at {steps}")  # noqa: T201 - shown where it fails
     async with bench(system.nats.url, system.database_url) as made:
         await made.publish(*(envelope() for _ in range(GOOD)), *(b"poison" for _ in range(POISON)))

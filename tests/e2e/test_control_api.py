@@ -8,6 +8,7 @@ import json
 import os
 import pwd
 import stat
+import subprocess
 from collections.abc import Iterator
 
 import httpx
@@ -82,6 +83,69 @@ def test_a_device_made_here_speaks_at_the_gateway_and_is_silenced_within_a_secon
     wait_for(lambda: says() == 202, "the gateway lets the new device in")
     assert http.post("/tenants/demo/devices/kettle/disable").json()["projected"] is True
     wait_for(lambda: says() in {401, 403}, "the gateway refuses the disabled device")
+
+
+@pytest.fixture
+def device(running: Instance, http: httpx.Client) -> Iterator[httpx.Client]:
+    """A client of the gateway as a device of the test's own, `shadowed`, made through the control API."""
+    made = http.post("/tenants/demo/devices", json={"device_id": "shadowed"})
+    if made.status_code == 409:
+        made = http.post("/tenants/demo/devices/shadowed/rotate", json={"overlap_s": 0})
+    headers = {"Authorization": f"Bearer {made.raise_for_status().json()['token']}"}
+    with httpx.Client(base_url=running.gateway_url, headers=headers, timeout=40, trust_env=False) as client:
+        yield client
+
+
+DEVICE, INGEST = "/device/v1/tenant/demo/device/shadowed", "/ingest/v1/tenant/demo/device/shadowed"
+
+
+def test_what_is_desired_here_is_heard_by_a_device_over_http_and_its_report_is_seen_here(
+    http: httpx.Client, device: httpx.Client
+) -> None:
+    path = "/tenants/demo/devices/shadowed/shadow"
+    made = http.patch(path, json={"desired": {"power": "on", "light": {"red": 1}}})
+    assert (made.status_code, made.headers["etag"]) == (200, '"1"')
+
+    def heard() -> bool:
+        return device.get(f"{DEVICE}/shadow").status_code == 200
+
+    wait_for(heard, "the gateway lets the new device in, and the shadow role answers")
+    document = device.get(f"{DEVICE}/shadow").json()
+    assert document["state"]["delta"] == {"power": "on", "light": {"red": 1}}
+    body = {"state": {"reported": document["state"]["delta"]}, "version": document["version"]}
+    assert device.post(f"{INGEST}/shadow", json=body).status_code == 202
+    wait_for(lambda: http.get(path).json()["version"] == 2, "the report is taken in")
+    shown = http.get(path).json()
+    assert (shown["state"]["reported"], shown["state"]["delta"]) == ({"power": "on", "light": {"red": 1}}, {})
+    assert [each["who"] for each in http.get(f"{path}/changes").json()["changes"]] == ["device", "pulse up"]
+    late = http.patch(path, json={"desired": {"power": "off"}}, headers={"If-Match": '"1"'})
+    assert (late.status_code, late.json()["version"]) == (409, 2)
+
+
+def test_a_command_that_is_waited_for_reaches_a_device_that_polls_and_its_answer_comes_back(
+    running: Instance, device: httpx.Client
+) -> None:
+    arguments = running.command("command", "send", "demo", "shadowed", "reboot", '{"delay_s":5}', "--wait", "--json")
+    with subprocess.Popen(
+        arguments, cwd=running.folder, env=dict(running.environment), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as sending:
+        heard: list[dict[str, object]] = []
+
+        def told() -> bool:
+            answer = device.get(f"{DEVICE}/commands", params={"wait": 5})
+            heard.extend(answer.json()["commands"] if answer.status_code == 200 else [])
+            return bool(heard)
+
+        wait_for(told, "the device hears its command")
+        assert (heard[0]["name"], heard[0]["payload"]) == ("reboot", {"delay_s": 5})
+        for state in ("acknowledged", "succeeded"):
+            body = {"commandId": heard[0]["commandId"], "state": state}
+            assert device.post(f"{INGEST}/commands-ack", json=body).status_code == 202
+        out, err = sending.communicate(timeout=60)
+    assert sending.returncode == 0, err.decode()
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert {line["command_id"] for line in lines} == {heard[0]["commandId"]}
+    assert (lines[0]["state"], lines[-1]["state"], lines[-1]["who"]) == ("queued", "succeeded", "device")
 
 
 def test_a_body_over_its_bound_is_refused_before_it_is_read_whole(running: Instance, http: httpx.Client) -> None:

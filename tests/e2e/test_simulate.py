@@ -140,6 +140,31 @@ def test_ctrl_c_ends_the_sending_and_not_the_check(running: Instance) -> None:
     assert rows(running, "sim-4") == report["accepted"]
 
 
+def test_devices_that_take_part_do_what_commands_and_their_shadows_say(running: Instance) -> None:
+    devices = ("--tenant", "sim-9", "--protocol", "mqtt", "--commands", "--rate", "20", "--duration", "600")
+    with simulating(running, *devices) as process:
+        assert running.pulse("shadow", "patch", "sim-9", "thermostat-00001", '{"target":21}').returncode == 0
+        sent = running.pulse("command", "send", "sim-9", "thermostat-00001", "blink", "{}", "--wait")
+        assert (sent.returncode, sent.stderr) == (0, "")
+        assert "succeeded" in sent.stdout
+
+        def state() -> Any:
+            shown = running.pulse("shadow", "get", "sim-9", "thermostat-00001", "--json", check=True)
+            return json.loads(shown.stdout)["state"]
+
+        wait_for(lambda: state()["reported"] == {"target": 21}, "the device reports what it should be")
+        assert state()["delta"] == {}
+        process.send_signal(signal.SIGINT)
+        code, report, _ = ended(process)
+    assert (code, report["ok"]) == (0, True)
+
+
+def test_devices_take_part_over_mqtt_alone(running: Instance) -> None:
+    refused = running.pulse("simulate", "--commands", "--tenant", "sim-9")
+    assert refused.returncode == 2
+    assert "--protocol mqtt" in refused.stderr
+
+
 def test_a_second_ctrl_c_ends_it_at_once(running: Instance) -> None:
     """It is held in its check by a lock, so the second signal cannot come too late."""
 

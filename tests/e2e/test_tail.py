@@ -189,6 +189,14 @@ def test_control_characters_of_a_message_do_not_reach_the_terminal(streams: Stre
     assert said.endswith("shadow.acme  raw  \\x1b]0;evil\\x07\\x1b[2J\\xff\n")
 
 
+def test_what_is_said_to_the_devices_of_a_tenant_can_be_followed(streams: Streams) -> None:
+    with tailing(streams, "--stream", "DOWN", "--tenant", "acme", "--device", "t-1", "--count", "1") as tail:
+        for tenant, device in (("beta", "t-1"), ("acme", "t-2"), ("acme", "t-1")):
+            streams.publish(f"down.{tenant}.{device}.shadow.update.delta", b'{"state":{"a":1}}')
+        output, _ = tail.process.communicate(timeout=LIMIT_S)
+    assert output.decode().endswith('acme/t-1  ← shadow/update/delta  state={"a":1}\n')
+
+
 def test_it_leaves_the_workers_consumer_alone_and_its_own_acknowledges_nothing(streams: Streams) -> None:
     before = streams.consumers("TELEMETRY")
     with tailing(streams) as tail:
@@ -206,7 +214,7 @@ def test_a_work_queue_is_listened_to_without_taking_its_jobs(streams: Streams) -
     with tailing(streams, "--stream", "ROUTES", "--count", "1") as tail:
         streams.publish("routes.acme", envelope("acme", "job"))
         output, _ = tail.process.communicate(timeout=LIMIT_S)
-    assert b"acme/job" in output
+    assert b'routes.acme  raw  {"v":1,"tenant_id":"acme","device_id":"job"' in output
     assert streams.consumers("ROUTES").keys() == {"route-delivery"}
     refused = streams.pulse("tail", "--stream", "ROUTES", "--since", "1h")
     assert refused.returncode == 2

@@ -6,9 +6,11 @@ PgBouncer under compose's pgbouncer.ini. There are no containers: tests/compose_
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 
 import asyncpg
 import pytest
@@ -17,6 +19,7 @@ from compose_client import ask, audit, execute, init_environment, passwords, row
 from compose_files import EXPORTED, NATS_CONF, is_role, metrics_of, nats_users, queries, services
 from compose_server import container_environment, program, run
 from compose_stack import Stack, start_servers
+from mqtt_client import Device, device
 from pulse.adapters.embedded.postgres_binaries import find_binaries
 from pulse_up import wait_for
 from repository import ROOT
@@ -171,6 +174,54 @@ async def test_ingest_can_be_scaled(stack: Stack, token: str) -> None:
     assert audit(stack)["ok"]
 
 
+async def test_a_shadow_and_a_command_go_down_and_up_again_through_the_broker(stack: Stack, token: str) -> None:
+    """The device speaks MQTT 3.1.1 to mosquitto, as the one user that this broker knows."""
+    account, port = stack.environment("bridge"), int(stack.places["mqtt:1883"].rpartition(":")[2])
+    own = "tenant/acme/device/t-1/"
+
+    def thing() -> AbstractContextManager[Device]:
+        user, password = account["PULSE_MQTT_USERNAME"], account["PULSE_MQTT_PASSWORD"]
+        return device(port=port, user=user, token=password, client_id="acme/t-1", clean=False)
+
+    def speak() -> None:
+        with thing() as before:
+            assert before.connect()
+            for kind in (
+                "shadow/update/delta",
+                "shadow/name/config/update/accepted",
+                "shadow/update/rejected",
+                "commands",
+            ):
+                assert before.subscribe(own + kind)
+        patched = stack.run_once("pulse", "shadow", "patch", "acme", "t-1", '{"mode":"eco"}')
+        assert patched.code == 0, patched.errors
+        sent = stack.run_once("pulse", "command", "send", "acme", "t-1", "blink", "{}", "--json")
+        assert sent.code == 0, sent.errors
+        command_id = json.loads(sent.output)["command"]["command_id"]
+        with thing() as back:
+            assert back.connect()
+            back.wait(
+                lambda: {own + "shadow/update/delta", own + "commands"} <= dict(back.heard.messages).keys(), "both"
+            )
+            assert json.loads(dict(back.heard.messages)[own + "shadow/update/delta"])["state"] == {"mode": "eco"}
+            assert json.loads(dict(back.heard.messages)[own + "commands"])["commandId"] == command_id
+            back.publish(own + "shadow/reported", b'{"state":{"reported":{"mode":"eco"}}}')
+            back.publish(own + "shadow/name/config/update", b'{"state":{"reported":{"a":1}}}')
+            back.publish(own + "shadow/update", b'{"state":7}')
+            back.publish(own + "commands/ack", json.dumps({"commandId": command_id, "state": "succeeded"}).encode())
+            kinds = {own + "shadow/name/config/update/accepted", own + "shadow/update/rejected"}
+            back.wait(lambda: kinds <= dict(back.heard.messages).keys(), "the named shadow, and what is rejected")
+
+    await asyncio.to_thread(speak)
+    shadow = url_of(stack, "gateway", "gateway", "/device/v1/tenant/acme/device/t-1/shadow")
+    wait_for(lambda: json.loads(ask(shadow, token=token)[1])["state"]["delta"] == {}, "no delta is left")
+    statement = "SELECT state FROM commands WHERE state = 'succeeded'"
+    assert await rows_once_there(stack, statement) == [{"state": "succeeded"}]
+    polled = url_of(stack, "gateway", "gateway", "/device/v1/tenant/acme/device/t-1/commands?wait=0")
+    assert ask(polled, token=token)[0] == 200
+    assert audit(stack)["ok"]
+
+
 async def test_the_control_api_answers_and_asks_for_a_key(stack: Stack) -> None:
     assert ask(url_of(stack, "ui", "ui", "/api/v1/tenants"))[0] == 401
     added = stack.run_once("pulse", "key", "add", "test", "--operator", "--json")
@@ -199,7 +250,7 @@ async def test_no_role_was_refused_what_it_needs(stack: Stack) -> None:
     assert [role for role in ROLES if REFUSED in stack.log_of(role)] == []
 
 
-@pytest.mark.parametrize("role", ["gateway", "ingest", "maintenance", "rescue"])
+@pytest.mark.parametrize("role", ["gateway", "ingest", "shadow", "commands", "maintenance", "rescue"])
 async def test_a_role_with_its_own_user_cannot_do_an_operator_s_work(stack: Stack, role: str) -> None:
     done = stack.run_once(role, "streams", "apply", "--yes")
     assert done.code == 2

@@ -32,6 +32,7 @@ from pulse.domain.presence import PRESENCE_AFTER
 
 TENANT_TABLES = {"tenants", "devices", "device_tokens", "telemetry", "device_state", "dead_letters", "audit_log"}
 TENANT_TABLES |= {"telemetry_minutes", "telemetry_hours"}
+TENANT_TABLES |= {"shadows", "shadow_changes", "commands", "command_moves", "fleet_commands"}
 
 
 @pytest.fixture
@@ -56,6 +57,10 @@ async def fill(api: Api) -> None:
         await IdentityStore(Scoped(pool=api.pool, record=record), presence_after=PRESENCE_AFTER).add_devices(
             tenant, [NewDevice(device_id="kettle")]
         )
+        path = f"/tenants/{tenant}"
+        await api.patch(f"{path}/devices/boiler/shadow", {"desired": {"power": "on"}})
+        await api.post(f"{path}/devices/boiler/commands", {"name": "reboot"})
+        await api.post(f"{path}/fleet-commands", {"name": "reboot", "filter": {"all": True}})
     await RollupStore(api.pool).add()
 
 
@@ -80,7 +85,7 @@ async def test_every_table_of_tenants_has_row_level_security(api: Api) -> None:
             WHERE relkind IN ('r', 'p') AND NOT relispartition AND relnamespace = 'public'::regnamespace
             """
         )
-    assert {row["relname"] for row in rows} >= TENANT_TABLES | {"api_keys"}
+    assert {row["relname"] for row in rows} >= TENANT_TABLES | {"api_keys", "outbox"}
     assert [row["relname"] for row in rows if not row["relrowsecurity"]] == []
     assert {row["relname"] for row in rows if not row["has_policy"]} == {"api_keys"}
 
@@ -105,6 +110,12 @@ FORBIDDEN = (
     "INSERT INTO devices (tenant_id, device_id) VALUES ('other', 'mine')",
     "UPDATE devices SET tenant_id = 'other'",
     "INSERT INTO audit_log (actor, action, tenant_id) VALUES ('a', 'b', 'other')",
+    "INSERT INTO shadows (tenant_id, device_id) VALUES ('other', 'boiler')",
+    "INSERT INTO outbox (tenant_id, device_id, topic, body) VALUES ('other', 'boiler', 'commands', '{}')",
+    "SELECT * FROM outbox",
+    "DELETE FROM shadow_changes",
+    "DELETE FROM commands",
+    "UPDATE command_moves SET who = 'somebody else'",
     "CREATE TABLE mine (a int)",
 )
 
@@ -155,7 +166,8 @@ async def test_without_a_tenant_the_tenants_role_sees_nothing(api: Api) -> None:
 
 async def test_a_key_reaches_its_tenant_and_no_other_on_every_path(api: Api) -> None:
     await fill(api)
-    readable = ["", "/devices", "/devices/boiler", "/devices/boiler/telemetry", "/devices/boiler/latest"]
+    readable = ["", "/devices", "/commands", "/fleet-commands", "/devices/boiler"]
+    readable += [f"/devices/boiler/{what}" for what in ("telemetry", "latest", "shadow", "shadows", "commands")]
     for path in readable:
         assert (await api.get(f"/tenants/acme{path}", key=api.acme)).status_code == 200, path
         for tenant in ("other", "nobody"):
@@ -163,11 +175,14 @@ async def test_a_key_reaches_its_tenant_and_no_other_on_every_path(api: Api) -> 
             assert refused.status_code == 403, path
             # The same words for a tenant that is there and one that is not.
             assert refused.json()["detail"] == "this key reaches tenant acme alone"
-    changes = [
+    changes: list[tuple[str, str, object]] = [
         ("POST", "/devices", {"device_id": "x"}),
         ("POST", "/devices/boiler/rotate", {}),
         ("POST", "/devices/boiler/disable", None),
         ("PATCH", "/devices/boiler", {"name": "x"}),
+        ("PATCH", "/devices/boiler/shadow", {"desired": {}}),
+        ("POST", "/devices/boiler/commands", {"name": "x"}),
+        ("POST", "/fleet-commands", {"name": "x", "filter": {"all": True}}),
     ]
     for method, path, body in changes:
         given = {} if body is None else {"json": body}

@@ -152,7 +152,7 @@ NASTY_JSON: tuple[object, ...] = (*NASTY, None, True, -1, 0, 2**63, 2**70, 1.5, 
 
 def requests_of(document: Mapping[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """For each operation of an OpenAPI document: each parameter and each body property, one nasty value at a time."""
-    good = {"tenant_id": "acme", "device_id": "boiler", "key_id": "999"}
+    good = {"tenant_id": "acme", "device_id": "boiler", "key_id": "999", "command_id": "c", "fleet_id": "f"}
     for template, operations in document["paths"].items():
         for method, operation in operations.items():
             path = template.format(**good)
@@ -209,7 +209,9 @@ async def test_the_openapi_document_is_public_and_names_every_resource(api: Api)
     device = "/tenants/{tenant_id}/devices/{device_id}"
     assert paths >= {
         "/tenants", "/tenants/{tenant_id}", "/tenants/{tenant_id}/devices/import", device, f"{device}/telemetry",
-        f"{device}/latest", f"{device}/rotate", "/streams", "/audit", "/audit-log", "/keys",
+        f"{device}/latest", f"{device}/rotate", f"{device}/shadow", f"{device}/shadow/changes", f"{device}/shadows",
+        f"{device}/commands", "/tenants/{tenant_id}/commands/{command_id}/cancel",
+        "/tenants/{tenant_id}/fleet-commands/{fleet_id}", "/streams", "/audit", "/audit-log", "/keys",
     }  # fmt: skip
     for operations in answer.json()["paths"].values():
         for operation in operations.values():
@@ -241,17 +243,21 @@ async def test_streams_and_audit_tell_how_things_stand(api: Api) -> None:
     [telemetry] = [stream for stream in status["streams"] if stream["name"] == "TELEMETRY"]
     await api.nats.publish("telemetry.acme", b"{}")
     await api.nats.flush()
-    await api.nats.request("$JS.API.STREAM.DELETE.SHADOW", b"", timeout=5)
+    await api.nats.request("$JS.API.STREAM.DELETE.ROUTES", b"", timeout=5)
     status = (await api.get("/streams")).json()
     assert status["as_declared"] is False
-    assert {"target": "stream SHADOW", "action": "create", "differences": []} in status["drift"]
+    assert {"target": "stream ROUTES", "action": "create", "differences": []} in status["drift"]
     [telemetry] = [stream for stream in status["streams"] if stream["name"] == "TELEMETRY"]
     assert telemetry["messages"] == 1
     [workers] = [consumer for consumer in telemetry["consumers"] if consumer["name"] == "ingest-workers"]
     assert (workers["lag"], workers["lost"]) == (1, 0)
     report = (await api.get("/audit")).json()
     assert report["ok"] is True
-    assert [(each["accepted"], each["in_flight"]) for each in report["audits"]] == [(1, 1)]
+    assert [(each["stream"], each["accepted"], each["in_flight"]) for each in report["audits"]] == [
+        ("TELEMETRY", 1, 1),
+        ("SHADOW", 0, 0),
+        ("COMMANDS", 0, 0),
+    ]
 
 
 async def test_a_long_answer_that_is_cut_off_by_an_outage_has_no_end(

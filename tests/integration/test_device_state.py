@@ -9,21 +9,29 @@ from typing import Any
 
 import msgspec
 import pytest
+from prometheus_client import CollectorRegistry
 
-from pulse.adapters.postgres.dead_letters import RescueStore
 from pulse.adapters.postgres.device_state import write_states
 from pulse.adapters.postgres.migrate import available, migrate
 from pulse.adapters.postgres.pool import Pool, open_connection, open_pool
 from pulse.adapters.postgres.telemetry import TelemetryStore
 from pulse.domain.device_state import METRICS_MAX, Device, DeviceState, Word, Words, state_of
+from pulse.domain.envelope import wrap
 from pulse.domain.errors import Reason, Refusal
 from pulse.domain.ledger import PositionSet, position
 from pulse.domain.settlement import Message, Row, Settlement, SignOfLife, dead_letter
+from pulse.domain.subjects import MessageType
+from pulse.domain.telemetry import Bounds, PayloadDecoder
+from pulse.runtime.metrics import IngestMetrics
+from pulse.runtime.settings import Settings
+from pulse.services.device_state import Answered
+from pulse.services.ingest import TelemetrySettler, written_at_once
 
 SELECT = """
     SELECT tenant_id, device_id, latest, (extract(epoch FROM last_seen) * 1000000)::bigint AS seen_us FROM device_state
 """
 T0_US = 1_790_000_000_123_456
+RECEIVED_MS = T0_US // 1000
 
 
 @pytest.fixture
@@ -121,25 +129,45 @@ async def test_a_name_that_fell_out_does_not_come_back_with_what_it_said_before(
     assert (await known(pool))["t", "d"] == state_of([old, newer, crowd])
 
 
+def rescue_settler(store: TelemetryStore) -> TelemetrySettler:
+    """What the rescue settles telemetry with."""
+    return TelemetrySettler(
+        store=store,
+        decoder=PayloadDecoder(msgspec.convert(Settings(), Bounds, from_attributes=True)),
+        metrics=IngestMetrics(CollectorRegistry()),
+        hear=written_at_once(store),
+        probe=lambda _: None,
+    )
+
+
+BODY = wrap(
+    tenant_id="t",
+    device_id="d",
+    message_type=MessageType.TELEMETRY,
+    received_ms=RECEIVED_MS,
+    source="http",
+    payload=b'{"metrics":{"a":1}}',
+)
+MESSAGE = Message("telemetry.t", BODY, b"", "", 1, 0, 1)
+
+
 async def test_what_the_rescue_settles_speaks_of_its_device_also_where_its_worker_had_settled_it(pool: Pool) -> None:
     """The worker died between the commit of the row and that of the state, three times."""
-    said = row(position(1, 1), seen_us=T0_US, ts_us=T0_US, a=1)
-    settlement = Settlement([said], [], [], Words({("t", "d"): said}, []))
-    assert not await TelemetryStore(pool, stream="TELEMETRY").settle(settlement)
+    said = row(position(1, 1), seen_us=RECEIVED_MS * 1000, ts_us=RECEIVED_MS * 1000, a=1)
+    store = TelemetryStore(pool, stream="TELEMETRY")
+    assert not await store.settle(Settlement([said], [], [], Words({("t", "d"): said}, [])))
     assert await known(pool) == {}
-    rescue = RescueStore(pool, probe=lambda _: None)
-    assert await rescue.settle("TELEMETRY", settlement) == settlement.positions
+    await rescue_settler(store).settle(Answered(1, [MESSAGE]), [(said.position, MESSAGE)])
     assert await known(pool) == {("t", "d"): state_of([said])}
 
 
 async def test_a_message_that_is_settled_as_dead_does_not_speak_when_it_comes_again(pool: Pool) -> None:
     said = row(position(1, 1), seen_us=T0_US, ts_us=T0_US, a=1)
-    message = Message("telemetry.t", b"", b"", "", 1, 0, 1)
-    store, rescue = TelemetryStore(pool, stream="TELEMETRY"), RescueStore(pool, probe=lambda _: None)
-    dead = Settlement([], [], [dead_letter(said.position, message, Refusal(Reason.REFUSED_BY_DATABASE, "no"))])
+    store = TelemetryStore(pool, stream="TELEMETRY")
+    dead = Settlement([], [], [dead_letter(said.position, MESSAGE, Refusal(Reason.REFUSED_BY_DATABASE, "no"))])
     await store.settle(dead)
     assert await store.dead_among(PositionSet.of([said.position, position(1, 2)])) == dead.positions
     words = Words({("t", "d"): said}, [])
     assert words.without(dead.positions) == Words({}, [])
-    await rescue.settle("TELEMETRY", Settlement([said], [], [], words))
+    await rescue_settler(store).settle(Answered(1, [MESSAGE]), [(said.position, MESSAGE)])
     assert await known(pool) == {}

@@ -30,6 +30,7 @@ from pulse.adapters.nats.connection import connection
 from pulse.adapters.nats.provisioner import Provisioner
 from pulse.adapters.nats.registry import RegistryBucket
 from pulse.domain.identity import Device, Tenant, TokenDigest, digest, make_token
+from pulse.domain.mqtt_access import DOWN, DOWN_NAMED
 from pulse.domain.registry import Record, record_key
 from pulse.domain.topics import FILTERS
 from pulse.runtime.settings import Settings
@@ -109,6 +110,13 @@ def test_the_broker_s_version_knows_rules_in_the_answer() -> None:
     """Without them, a device would be thrown off while `ui` is away."""
     version = services()["mqtt"]["image"].removeprefix("emqx/emqx:")
     assert tuple(map(int, version.split(".")))[:2] >= (5, 8)
+
+
+def test_no_device_can_fill_the_broker_with_names_of_its_own_choice(conf: dict[str, Any]) -> None:
+    """Named shadows are let in here, so that nothing may be retained, and a session has only so many filters."""
+    assert conf["mqtt"]["retain_available"] is False
+    needed = max(len(DOWN + DOWN_NAMED), len(FILTERS))
+    assert needed <= conf["mqtt"]["max_subscriptions"] <= 100
 
 
 def test_the_broker_keeps_more_than_the_bridge_takes_at_once(conf: dict[str, Any]) -> None:

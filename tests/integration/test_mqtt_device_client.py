@@ -13,7 +13,7 @@ from pulse.adapters.mqtt import device
 from pulse.adapters.mqtt.broker import Account
 from pulse.adapters.mqtt.device import CONFIRMED, NOT_LET_IN, Answer, DeviceFleet, open_device_fleet
 from pulse.domain.errors import ConfigurationError, Outage
-from pulse.domain.simulation import Message
+from pulse.domain.simulation import COMMANDS, DELTA, Message, reply
 from pulse.domain.tally import NO_ANSWER
 from pulse.runtime.settings import Settings
 
@@ -200,3 +200,54 @@ async def test_what_is_no_url_of_a_broker_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="mqtt_url"):
         async with open_device_fleet(wrong, tenant_id="acme"):
             pass
+
+
+async def test_devices_that_listen_do_as_they_are_told_and_confirm_it() -> None:
+    own = b"tenant/acme/device/t-1/"
+    heard = [(b"commands", b'{"commandId":"c-1","name":"blink","payload":{}}'),
+             (b"shadow/update/delta", b'{"state":{"on":true},"version":3}')]  # fmt: skip
+    confirmed = asyncio.Event()
+
+    async def speak(_: int, packet: bytes, writer: asyncio.StreamWriter) -> None:
+        await well(_, packet, writer)
+        if packet[0] == 0x82:
+            writer.write(b"\x90\x04" + packet[1:3] + b"\x01\x01")
+            for packet_id, (kind, body) in enumerate(heard, 7):
+                rest = (len(own + kind)).to_bytes(2, "big") + own + kind + packet_id.to_bytes(2, "big") + body
+                writer.write(b"\x32" + bytes([len(rest)]) + rest)
+        elif packet == b"\x40\x00\x08":
+            confirmed.set()
+
+    made = Broker(speak)
+    server = await asyncio.start_server(made.serve, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    async with (
+        server,
+        asyncio.timeout(30),
+        open_device_fleet(account(port), tenant_id="acme", listens_to=(COMMANDS, DELTA), reply=reply) as fleet,
+    ):
+        assert await fleet.let_in("t-1", "token")
+        await confirmed.wait()
+        assert (await fleet.send(MESSAGE)).accepted
+    (subscribed,) = [body for first, body in made.packets if first == 0x82]
+    assert own + b"commands" in subscribed
+    assert [msgspec.json.decode(body) for body in made.published] == [
+        {"commandId": "c-1", "state": "acknowledged"},
+        {"commandId": "c-1", "state": "succeeded"},
+        {"state": {"reported": {"on": True}}},
+        {"metrics": {"t": 1}},
+    ]
+
+
+async def test_a_device_that_may_not_listen_is_not_let_in() -> None:
+    async def refuse(_: int, packet: bytes, writer: asyncio.StreamWriter) -> None:
+        writer.write(ACCEPTED if packet[0] == 0x10 else b"\x90\x03" + packet[1:3] + b"\x80")
+
+    server = await asyncio.start_server(Broker(refuse).serve, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    async with (
+        server,
+        asyncio.timeout(30),
+        open_device_fleet(account(port), tenant_id="acme", listens_to=(DELTA,)) as it,
+    ):
+        assert not await it.let_in("t-1", "token")

@@ -28,10 +28,20 @@ MAY_PUBLISH = {
     # messages
     "telemetry.acme": "bridge gateway ui provisioner",
     "telemetry.acme.more": "",
-    "shadow.acme": "ui provisioner",
-    "commands.acme": "ui provisioner",
+    "shadow.acme": "bridge gateway ui provisioner",
+    "shadow.acme.more": "",
+    "commands.acme": "bridge gateway ui provisioner",
     "routes.acme": "ui provisioner",
     "dead.TELEMETRY": "bridge",
+    # what is said to devices, and questions about them
+    "down.acme.t-1.shadow.update.delta": "bridge shadow",
+    "down.acme.t-1.shadow.name.main.get.accepted": "bridge shadow",
+    "down.acme.t-1.commands": "commands",
+    "down.acme.t-1.telemetry": "",
+    "ask.shadow.acme.t-1": "gateway",
+    "ask.commands.acme.t-1": "gateway",
+    "_INBOX.gateway.abc.def": "commands shadow provisioner",
+    "_INBOX.ui.abc.def": "provisioner",
     # the registry at the edge
     "$KV.registry.device.acme.t-1": REGISTRY,
     f"{API}DIRECT.GET.KV_registry": REGISTRY,
@@ -40,18 +50,32 @@ MAY_PUBLISH = {
     # taking messages out, and settling them
     f"{API}CONSUMER.MSG.NEXT.TELEMETRY.ingest-workers": "ingest provisioner",
     "$JS.ACK.TELEMETRY.ingest-workers.1.2.3.4.5": "ingest",
+    f"{API}CONSUMER.MSG.NEXT.SHADOW.shadow-workers": "shadow provisioner",
+    "$JS.ACK.SHADOW.shadow-workers.1.2.3.4.5": "shadow",
+    f"{API}CONSUMER.MSG.NEXT.COMMANDS.command-workers": "commands provisioner",
+    "$JS.ACK.COMMANDS.command-workers.1.2.3.4.5": "commands",
+    f"{API}CONSUMER.MSG.NEXT.DOWN.bridge-down": "bridge provisioner",
+    "$JS.ACK.DOWN.bridge-down.1.2.3.4.5": "bridge",
     f"{API}CONSUMER.MSG.NEXT.DEAD_LETTERS.rescue-workers": "rescue provisioner",
     "$JS.ACK.DEAD_LETTERS.rescue-workers.1.2.3.4.5": "rescue",
     f"{API}CONSUMER.MSG.NEXT.ROUTES.route-delivery": "provisioner",
     "$JS.ACK.ROUTES.route-delivery.1.2.3.4.5": "",
     f"{API}CONSUMER.CREATE.TELEMETRY.abc": "provisioner",
     f"{API}STREAM.MSG.GET.TELEMETRY": "rescue ui provisioner",
+    f"{API}STREAM.MSG.GET.COMMANDS": "maintenance rescue ui provisioner",
+    f"{API}STREAM.MSG.GET.SHADOW": "rescue ui provisioner",
     f"{API}STREAM.MSG.DELETE.ROUTES": "rescue provisioner",
     f"{API}STREAM.MSG.DELETE.TELEMETRY": "provisioner",
     # looking
     f"{API}STREAM.INFO.TELEMETRY": "bridge gateway ingest maintenance rescue ui provisioner",
+    f"{API}STREAM.INFO.SHADOW": "bridge maintenance rescue shadow ui provisioner",
+    f"{API}STREAM.INFO.COMMANDS": "bridge commands maintenance rescue ui provisioner",
+    f"{API}STREAM.INFO.DOWN": "bridge ui provisioner",
     f"{API}STREAM.LIST": "ui provisioner",
     f"{API}CONSUMER.INFO.TELEMETRY.ingest-workers": "maintenance ui provisioner",
+    f"{API}CONSUMER.INFO.SHADOW.shadow-workers": "maintenance ui provisioner",
+    f"{API}CONSUMER.INFO.COMMANDS.command-workers": "maintenance ui provisioner",
+    f"{API}CONSUMER.INFO.DOWN.bridge-down": "ui provisioner",
     # making and removing
     f"{API}STREAM.CREATE.TELEMETRY": "provisioner",
     f"{API}STREAM.UPDATE.TELEMETRY": "provisioner",
@@ -65,12 +89,20 @@ MAY_SUBSCRIBE = {
     "_INBOX.>": "provisioner",
     "telemetry.>": "provisioner",
     "$KV.registry.>": "",
+    "down.>": "",
+    "down.*.*.commands": "gateway",
+    "ask.>": "",
     ">": "",
     **{
         f"_INBOX.{user}.abc.>": f"{user} provisioner"
-        for user in ("bridge", "gateway", "ingest", "maintenance", "rescue", "ui")
+        for user in ("bridge", "commands", "gateway", "ingest", "maintenance", "rescue", "shadow", "ui")
     },
 }
+MAY_SHARE = {
+    "ask.shadow.*.*": "shadow",
+    "ask.commands.*.*": "commands",
+}
+"""Who may subscribe to what in the queue group of that name, and only there: nobody listens to questions beside."""
 USERS = sorted(nats_users(NATS_CONF.read_text("utf-8")))
 
 
@@ -81,14 +113,15 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComposeNats]:
         yield running
 
 
-async def refused(client: PulseClient, subject: str) -> bool:
-    """Whether the server has refused `subject` by the time that it has answered a PING behind it."""
+async def refused(client: PulseClient, subject: str, *, queue: str = "") -> bool:
+    """Whether the server has refused `subject`, in a queue group, by the time that it has answered a PING behind it."""
     before = time.monotonic()
     await client.flush()  # nats-py's PING overtakes what waits to be sent
     await client.flush()
     denied = client.denied_since(before - 60)
     assert not denied or denied.startswith("permissions violation for ")
-    return denied.endswith(f'"{subject.lower()}"')  # nats-py hands on what the server says in small letters
+    named = f'"{subject.lower()}"' + (f' using queue "{queue}"' if queue else "")
+    return denied.endswith(named)  # nats-py hands on what the server says in small letters
 
 
 @pytest.mark.parametrize("user", USERS)
@@ -110,6 +143,18 @@ async def test_a_user_hears_what_is_for_him_and_nothing_else(server: ComposeNats
             found[subject] = not await refused(client, subject)
             await subscription.unsubscribe()
     assert found == {subject: user in who.split() for subject, who in MAY_SUBSCRIBE.items()}
+
+
+@pytest.mark.parametrize("user", USERS)
+async def test_a_user_shares_the_questions_that_are_for_his_group_and_hears_no_others(
+    server: ComposeNats, user: str
+) -> None:
+    async with connection(server.url(user), name="test") as client:
+        for subject, group in MAY_SHARE.items():
+            for queue, allowed in (("", False), (group, user == group), ("others", False)):
+                subscription = await client.subscribe(subject, queue=queue)
+                assert await refused(client, subject, queue=queue) is not allowed, (subject, queue)
+                await subscription.unsubscribe()
 
 
 @pytest.mark.parametrize("user", USERS)

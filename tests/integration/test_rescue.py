@@ -19,10 +19,12 @@ from pulse.adapters.embedded.process import ManagedProcess
 from pulse.adapters.nats.single_consumer import SingleConsumer
 from pulse.adapters.nats.streams import stream_state
 from pulse.adapters.postgres.dead_letters import RescueStore
+from pulse.adapters.postgres.shadows import ShadowStore
 from pulse.domain.dead_letter import Condemned
+from pulse.domain.envelope import wrap
 from pulse.domain.errors import Outage, Reason
-from pulse.domain.ledger import PositionSet
-from pulse.domain.settlement import Settlement
+from pulse.domain.shadow import ShadowKey
+from pulse.domain.subjects import MessageType
 from pulse.services.rescue import TRIES_MAX
 
 JOB = b'{"route":7}'
@@ -75,7 +77,7 @@ async def test_one_that_kills_the_rescue_as_well_is_buried_unread_after_its_trie
     deaths = 0
     while not await system.nothing_to_rescue():
         try:
-            await system.rescue(probe=crash_at("rescue.decoded"))
+            await system.rescue(probe=crash_at("ingest.decoded"))
         except* Crash:
             deaths += 1
     assert 1 <= deaths <= TRIES_MAX
@@ -102,7 +104,7 @@ async def test_what_its_worker_had_stored_before_it_died_is_only_acknowledged(sy
     "step",
     [
         "rescue.fetched",
-        "rescue.decoded",
+        "ingest.decoded",
         "ingest.ledger_written",
         "ingest.before_commit",
         "rescue.settled",
@@ -118,7 +120,31 @@ async def test_wherever_the_rescue_dies_the_message_is_stored_once(system: Bench
     assert await system.dead() == []
 
 
-@pytest.mark.parametrize("step", ["rescue.fetched", "ingest.before_commit", "rescue.committed", "rescue.settled"])
+@pytest.mark.parametrize("step", ["shadow.decoded", "shadow.ledger_written", "shadow.before_commit", "rescue.settled"])
+async def test_an_update_of_a_shadow_is_taken_in_once_and_answered_wherever_the_rescue_dies(
+    system: Bench, step: str
+) -> None:
+    update = wrap(
+        tenant_id="t1",
+        device_id="d1",
+        message_type=MessageType.SHADOW,
+        received_ms=1_790_000_000_000,
+        source="mqtt",
+        payload=b'{"state":{"reported":{"a":1}}}',
+    )
+    await system.publish(update, b"poison", subject="shadow.t1")
+    await system.exhaust(stream="SHADOW", consumer="shadow-workers", count=2)
+    with pytest.raises(ExceptionGroup):
+        await system.rescue(probe=crash_at(step))
+    await system.rescue()
+    shadow = await ShadowStore(system.pool, names_max=16).shadow(ShadowKey("t1", "d1"))
+    assert (shadow.version, shadow.reported.state) == (1, {"a": 1})
+    assert await system.pool.fetchval("SELECT count(*) FROM outbox") == 1
+    (letter,) = await system.dead()
+    assert (letter["stream"], letter["reason"]) == ("SHADOW", "invalid_envelope")
+
+
+@pytest.mark.parametrize("step", ["rescue.fetched", "rescue.before_commit", "rescue.committed", "rescue.settled"])
 async def test_a_job_of_a_work_queue_is_a_dead_letter_and_leaves_the_queue_wherever_the_rescue_dies(
     system: Bench, step: str
 ) -> None:
@@ -208,7 +234,7 @@ async def test_while_the_database_is_away_the_item_is_kept_alive_and_costs_no_tr
 
 
 class Away(RescueStore):
-    """A store that is away for the first `times` that something is to be settled: longer than the ack wait."""
+    """A store that is away for the first `times` that something is looked up: longer than the ack wait."""
 
     def __init__(self, system: Bench, *, times: int) -> None:
         super().__init__(system.pool, probe=lambda _: None)
@@ -216,14 +242,14 @@ class Away(RescueStore):
         self.tries: set[int] = set()
         self._system = system
 
-    async def settle(self, stream: str, settlement: Settlement) -> PositionSet:
+    async def is_settled(self, at: int) -> bool:
         info = await self._system.client.jetstream().consumer_info("DEAD_LETTERS", "rescue-workers")
         self.tries.add((info.delivered.consumer_seq if info.delivered else 0) or 0)
         if self.times:
             self.times -= 1
             await asyncio.sleep(0.05)
             raise Outage("postgresql", "PostgreSQL is away")
-        return await super().settle(stream, settlement)
+        return await super().is_settled(at)
 
 
 class Roles:

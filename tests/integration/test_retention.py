@@ -83,6 +83,7 @@ def retention(
         metrics=counts,
         days={Series.ROWS: telemetry, Series.MINUTES: minutes, Series.HOURS: hours},
         dead_letter_days=7,
+        command_days=0,
         now=lambda: TODAY,
     )
 
@@ -227,7 +228,7 @@ async def test_rollups_outlive_their_rows_and_go_in_their_own_time(pool: Pool) -
     await retention(RetentionStore(pool), counts, hours=22).run_once()
     assert "telemetry_hours" not in counts.rows
     later = Retention(
-        store=RetentionStore(pool), metrics=counts, days={Series.HOURS: 30}, dead_letter_days=0,
+        store=RetentionStore(pool), metrics=counts, days={Series.HOURS: 30}, dead_letter_days=0, command_days=0,
         now=lambda: TODAY + timedelta(days=60),
     )  # fmt: skip
     await later.run_once()
@@ -238,7 +239,7 @@ async def test_zero_days_are_for_ever(pool: Pool) -> None:
     await settle_days(pool, count=3)
     counts = Counts()
     for_ever = Retention(
-        store=RetentionStore(pool), metrics=counts, days=dict.fromkeys(Series, 0), dead_letter_days=0,
+        store=RetentionStore(pool), metrics=counts, days=dict.fromkeys(Series, 0), dead_letter_days=0, command_days=0,
         now=lambda: TODAY + timedelta(days=20_000),
     )  # fmt: skip
     await for_ever.run_once()

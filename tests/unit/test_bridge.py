@@ -370,7 +370,7 @@ async def test_qos_0_is_stored_and_needs_no_puback() -> None:
         (b"tenant//device/t-1/telemetry", PAYLOAD, Reason.INVALID_IDENTITY),
         (b"tenant/acme/device/+/telemetry", PAYLOAD, Reason.INVALID_IDENTITY),
         (b"tenant/acme/device/t-1/\xff", PAYLOAD, Reason.INVALID_TOPIC),
-        (b"tenant/acme/device/t-1/shadow/update", b"{}", Reason.UNSUPPORTED_TYPE),
+        (b"tenant/acme/device/t-1/commands/ack", b"{}", Reason.INVALID_PAYLOAD),
     ],
 )
 async def test_rubbish_is_a_dead_letter_and_then_acknowledged(topic: bytes, payload: bytes, reason: Reason) -> None:
@@ -384,6 +384,18 @@ async def test_rubbish_is_a_dead_letter_and_then_acknowledged(topic: bytes, payl
     assert letter.reason is reason
     assert letter.body.endswith(payload + b"}") or letter.body == payload
     assert letter.headers.startswith(b"NATS/1.0\r\nPulse-Mqtt-Topic: tenant/")
+
+
+async def test_what_can_be_no_update_is_acknowledged_once_the_answer_is_on_its_way() -> None:
+    world = World()
+    world.come(7, b"{", topic=b"tenant/acme/device/t-1/shadow/update")
+    assert world.connection.acknowledged == []
+    world.jetstream.answer()
+    assert world.connection.acknowledged == [7]
+    ((subject, body, _),) = world.jetstream.stored
+    assert subject == "down.acme.t-1.shadow.update.rejected"
+    assert msgspec.json.decode(body)["code"] == 400
+    assert (world.count("rejected"), world.refused(Reason.INVALID_JSON, "rejected")) == (1, 1)
 
 
 async def test_the_dead_letter_of_a_known_device_can_be_mended_and_replayed() -> None:

@@ -17,11 +17,11 @@ from pulse.domain.dead_letter import (
     Exhausted,
     Letter,
     Summary,
-    bury,
+    condemned,
     parse_headers,
     replay_of,
-    settle_condemned,
     unpack,
+    unread,
 )
 from pulse.domain.errors import Reason, Refusal
 from pulse.domain.settlement import Message
@@ -74,7 +74,7 @@ def test_the_servers_advisory_is_read() -> None:
 
 def test_a_letter_comes_back_as_it_was_sent() -> None:
     assert unpack(CONDEMNED.carrier, msgspec.json.encode(CONDEMNED)) == CONDEMNED
-    (dead,) = settle_condemned(99, CONDEMNED).dead_letters
+    dead = condemned(99, CONDEMNED)
     assert (dead.position, dead.reason, dead.message.body, dead.tenant_id) == (99, Reason.CONFLICT, b"\xff\x00", "t1")
 
 
@@ -111,7 +111,7 @@ def test_any_bytes_are_read_or_refused(body: bytes) -> None:
 @pytest.mark.parametrize(("subject", "tenant_id"), [("telemetry.t1", "t1"), ("telemetry.a b", None), ("x", None)])
 def test_who_is_buried_unread_belongs_to_the_tenant_of_its_subject(subject: str, tenant_id: str | None) -> None:
     message = Message(subject, b"body", b"", "", 5, 1, 3)
-    (dead,) = bury(9, message, Reason.MAX_DELIVERIES, "why").dead_letters
+    dead = unread(9, message, Reason.MAX_DELIVERIES, "why")
     assert (dead.tenant_id, dead.device_id, dead.message) == (tenant_id, None, message)
 
 

@@ -21,7 +21,7 @@ from prometheus_client.exposition import generate_latest
 
 from edge import BATCH, NO_LIMITS, PATH, PAYLOAD, TOKEN, Answer, Publisher, Registry, ask, make_app, past_asgi
 from pulse.api.bodies import MEMBERS_MAX
-from pulse.api.device import SINGLE
+from pulse.api.device_paths import SINGLE
 from pulse.api.headers import read_headers
 from pulse.api.problem import Header
 from pulse.domain.errors import Outage, Overloaded, Refusal
@@ -149,7 +149,8 @@ async def test_an_escaped_id_is_the_id() -> None:
     "path",
     [
         "/ingest/", "/ingest/v1", "/ingest/v1/tenant/acme/device/t-1", "/ingest/v1/tenant/acme/t-1/telemetry",
-        PATH + "/", PATH.replace("telemetry", "shadow"), BATCH + "/", "/ingest/v2/tenant/acme/device/t-1/telemetry",
+        PATH + "/", PATH.replace("telemetry", "shadow-get"), PATH.replace("telemetry", "commands-sent"),
+        BATCH + "/", "/ingest/v2/tenant/acme/device/t-1/telemetry",
     ],
 )  # fmt: skip
 async def test_what_is_no_path_of_ours_is_404_and_says_which_are(path: str) -> None:
@@ -450,7 +451,8 @@ BAD_LINES: dict[bytes, tuple[int, str, str]] = {
     b'{"token":"token","payload":"token","token":"token"}': (422, "invalid_payload", "payload"),
     b'{"device_id":"t-1","device_id":"t-1","payload":{"metrics":{"a":1}}}': (422, "invalid_payload", ""),
     b'{"payload":{"metrics":{"a":1}},"extra":1}': (422, "invalid_payload", "extra"),
-    b'{"payload":{"metrics":{"a":1}},"msg_type":"shadow"}': (422, "invalid_payload", "msg_type"),
+    b'{"payload":{"metrics":{"a":1}},"msg_type":"shadow"}': (422, "invalid_payload", "payload.metrics"),
+    b'{"payload":{"commandId":"c-1"},"msg_type":"commands-sent"}': (422, "invalid_payload", "msg_type"),
     b'{"payload":{"metrics":{"a":1}},"device_id":7}': (422, "invalid_payload", "device_id"),
     b"{}": (400, "invalid_json", "payload"),
     b"7": (422, "invalid_payload", ""),

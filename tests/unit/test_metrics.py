@@ -11,18 +11,25 @@ from pulse.runtime.metrics import (
     TABLE,
     AuditMetrics,
     BridgeMetrics,
+    CommandMetrics,
     DeadLetterMetrics,
+    DownlinkMetrics,
+    FleetMetrics,
     GatewayMetrics,
     IngestMetrics,
     MqttAccessMetrics,
+    PollMetrics,
+    PostmanMetrics,
     PublishMetrics,
     RegistryMetrics,
     RescueMetrics,
     RetentionMetrics,
     RollupMetrics,
+    ShadowMetrics,
+    SweepMetrics,
     process_registry,
 )
-from pulse.services import gateway, ingest, rescue
+from pulse.services import gateway, ingest, rescue, shadow
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
@@ -50,6 +57,13 @@ def test_every_declared_metric_is_exposed_under_its_name_and_nothing_else() -> N
     AuditMetrics(registry).audited("TELEMETRY", [])
     MqttAccessMetrics(registry)
     BridgeMetrics(registry)
+    PostmanMetrics(registry, kind="shadow").waiting("nats", True)
+    DownlinkMetrics(registry).waiting("nats", True)
+    PollMetrics(registry)
+    CommandMetrics(registry).waiting("nats", True)
+    FleetMetrics(registry).waiting("nats", True)
+    SweepMetrics(registry)
+    ShadowMetrics(registry).waiting("postgresql", True)
     RetentionMetrics(registry)
     RollupMetrics(registry)
     exposed = {
@@ -96,6 +110,21 @@ def test_answers_are_counted_by_kind_and_status_and_timed_by_kind() -> None:
     }
     assert (buckets["0.001"], buckets["0.005"], buckets["5.0"], buckets["+Inf"]) == (1, 2, 2, 3)
     assert found["pulse_gateway_pending", ()] == 17
+
+
+def test_messages_of_shadows_are_counted_by_what_became_of_them() -> None:
+    registry = CollectorRegistry()
+    metrics: shadow.ShadowMetrics = ShadowMetrics(registry)
+    metrics.settled(
+        accepted=5, answered=4, rejected=3, dead=2, already_settled=1, commit_s=0.02, end_to_end_s=[0.1, 0.2]
+    )
+    metrics.redelivered(6)
+    found = read(registry)
+    outcomes = {labels[0][1]: count for (name, labels), count in found.items() if name == "pulse_shadow_messages_total"}
+    assert outcomes == {"accepted": 5, "answered": 4, "rejected": 3, "dead": 2, "already_settled": 1}
+    assert found["pulse_shadow_batch_messages_sum", ()] == 15
+    assert found["pulse_shadow_end_to_end_seconds_count", ()] == 2
+    assert found["pulse_shadow_redelivered_total", ()] == 6
 
 
 def test_settled_messages_are_counted_by_outcome() -> None:

@@ -121,7 +121,7 @@ def shared(topic: str) -> str:
 
 parts = st.sampled_from(["tenant", "acme", "beta", "device", "t-1", "t-2", "telemetry", "commands", "+", "#", "shadow"])
 topics = st.lists(parts, max_size=7).map("/".join) | st.text()
-own_topics = st.sampled_from([*up_filters("acme", "t-1"), *down_filters("acme", "t-1")])
+own_topics = st.sampled_from([*up_filters("acme", "t-1", named=True), *down_filters("acme", "t-1", named=True)])
 
 
 @given(action=st.sampled_from(Action), topic=topics | own_topics | topics.map("tenant/acme/device/t-1/".__add__))

@@ -12,7 +12,8 @@ import pytest
 from pulse.domain.dead_letter import ADVISORY_PREFIX
 from pulse.domain.errors import Outage, Reason, Refusal
 from pulse.domain.ledger import PositionSet, position
-from pulse.domain.settlement import Message, Row, Settlement
+from pulse.domain.settlement import DeadLetter, Message
+from pulse.services.batches import Positioned
 from pulse.services.rescue import DEAD_LETTERS, TRIES_MAX, Rescue, Stream
 from pulse.services.waiting import KEEP_ALIVE_S, Batch
 from pulse.topology.declared import load
@@ -40,16 +41,17 @@ class One:
 
 @dataclass
 class World:
-    """Source, origin, store and metrics at once; `done` is what was done, in order."""
+    """Source, origin, store, worker and metrics at once; `done` is what was done, in order."""
 
     items: list[Message]
     stop: asyncio.Event = field(default_factory=asyncio.Event)
     held: tuple[int, Message | None] | None = (CREATED_NS, HELD)
     settled: PositionSet = field(default_factory=PositionSet)
     outages: list[Exception] = field(default_factory=list)
-    refuse_rows: bool = False
+    refuse: bool = False
     done: list[str] = field(default_factory=list)
-    written: list[Settlement] = field(default_factory=list)
+    stored: list[int] = field(default_factory=list)
+    buried: list[DeadLetter] = field(default_factory=list)
 
     async def check(self) -> None:
         self.done.append("check")
@@ -83,15 +85,26 @@ class World:
     async def is_settled(self, at: int) -> bool:
         return at in self.settled
 
-    async def settle(self, stream: str, settlement: Settlement) -> PositionSet:
+    async def is_dead(self, at: int) -> bool:
+        return at in {letter.position for letter in self.buried}
+
+    async def settle(self, batch: Batch, positioned: Positioned) -> None:
         self._maybe_away()
-        if self.refuse_rows and settlement.rows:
+        if self.refuse:
             raise Refusal(Reason.REFUSED_BY_DATABASE, "no")
         self.done.append("settle")
-        already = settlement.positions & self.settled
-        if not already:
-            self.written.append(settlement)
-        return already
+        self.stored += [position for position, _ in positioned if position not in self.settled]
+
+    async def condemn(self, batch: Batch, position: int, message: Message, refusal: Refusal) -> None:
+        await self.bury("", DeadLetter(position, message, refusal.reason, refusal.message))
+
+    async def bury(self, stream: str, letter: DeadLetter) -> bool:
+        self._maybe_away()
+        self.done.append("bury")
+        if letter.position in self.settled:
+            return False
+        self.buried.append(letter)
+        return True
 
     def rescued(self, outcome: str) -> None:
         self.done.append(f"count {outcome}")
@@ -104,13 +117,9 @@ class World:
             raise self.outages.pop(0)
 
 
-def row_of(at: int, message: Message) -> Settlement:
-    return Settlement([Row(at, 0, "t1", "d1", None, None, b"{}")], [], [])
-
-
 async def rescue(world: World, *, work_queue: bool = False, chance: bool = True) -> list[str]:
     """Run it over all items; returns what was done but for the first look at the database."""
-    stream = Stream("workers", work_queue, row_of if chance else None)
+    stream = Stream("workers", work_queue, world if chance else None)
     service = Rescue(
         source=world,
         origin=world,
@@ -129,31 +138,31 @@ async def rescue(world: World, *, work_queue: bool = False, chance: bool = True)
 async def test_the_ack_comes_after_the_commit() -> None:
     world = World([advisory()])
     assert await rescue(world) == ["read", "settle", "ack", "count stored"]
-    assert [row.position for row in world.written[0].rows] == [position(1, 5)]
+    assert world.stored == [position(1, 5)]
 
 
 async def test_a_work_queue_forgets_its_message_after_the_commit_and_before_the_ack() -> None:
     world = World([advisory()])
-    assert await rescue(world, work_queue=True, chance=False) == ["read", "settle", "delete", "ack", "count dead"]
+    assert await rescue(world, work_queue=True, chance=False) == ["read", "bury", "delete", "ack", "count dead"]
 
 
 @pytest.mark.parametrize("attempts", range(1, TRIES_MAX + 3))
 async def test_a_message_is_tried_as_often_as_allowed_and_then_buried_unread(attempts: int) -> None:
     world = World([advisory(attempts=attempts)])
     await rescue(world)
-    (settlement,) = world.written
     if attempts <= TRIES_MAX:
-        assert settlement.rows
+        assert (world.stored, world.buried) == ([position(1, 5)], [])
     else:
-        (letter,) = settlement.dead_letters
+        assert world.stored == []
+        (letter,) = world.buried
         assert (letter.reason, letter.message.body, letter.message.attempts) == (Reason.MAX_DELIVERIES, b"body", 3)
         assert (letter.tenant_id, letter.device_id) == ("t1", None)
 
 
 async def test_what_the_database_refuses_is_condemned_for_that() -> None:
-    world = World([advisory()], refuse_rows=True)
+    world = World([advisory()], refuse=True)
     assert (await rescue(world))[-1] == "count dead"
-    (letter,) = world.written[0].dead_letters
+    (letter,) = world.buried
     assert letter.reason is Reason.REFUSED_BY_DATABASE
 
 
@@ -174,7 +183,7 @@ async def test_what_needs_no_rescue_is_acked_and_counted(
 ) -> None:
     world = World([item], held=held, settled=PositionSet.of([position(1, 5)] if settled else []))
     assert (await rescue(world))[-2:] == ["ack", f"count {outcome}"]
-    assert world.written == []
+    assert (world.stored, world.buried) == ([], [])
 
 
 async def test_an_outage_is_waited_out_with_the_item_in_hand() -> None:
@@ -202,7 +211,7 @@ async def test_nothing_is_fetched_before_the_database_was_seen() -> None:
 async def test_a_stop_during_an_outage_gives_the_item_back() -> None:
     world = World([advisory()])
 
-    async def settle(stream: str, settlement: Settlement) -> PositionSet:
+    async def settle(batch: Batch, positioned: Positioned) -> None:
         world.stop.set()
         raise Outage("postgresql", "away")
 

@@ -8,7 +8,7 @@ from datetime import UTC, date, datetime, timedelta
 from pulse.domain.retention import Dropped, Partition, cutoff
 from pulse.domain.rollup import Series
 from pulse.runtime.settings import Settings
-from pulse.services.retention import LETTERS_TURNS_MAX, Retention
+from pulse.services.retention import LOTS_MAX, Retention
 from pulse.wiring.process import payload_bounds
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
@@ -17,9 +17,10 @@ NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
 class FakeStore:
     """Partitions of one day each; those in `busy` cannot be dropped, those of telemetry are set apart first."""
 
-    def __init__(self, *, busy: Sequence[str] = (), letters: int = 0) -> None:
+    def __init__(self, *, busy: Sequence[str] = (), letters: int = 0, commands: int = 0) -> None:
         self.busy = busy
         self.letters = letters
+        self.commands = commands
         self.asked: list[tuple[Series, date]] = []
         self.retired: list[Dropped] = []
 
@@ -44,6 +45,11 @@ class FakeStore:
         self.letters -= 1
         return Dropped(series="dead_letters", relation="dead_letters", rows=1, bytes=1) if self.letters >= 0 else None
 
+    async def drop_commands(self, before: date) -> Dropped | None:
+        assert before == date(2026, 11, 14)
+        self.commands -= 1
+        return Dropped(series="commands", relation="commands", rows=2, bytes=1) if self.commands >= 0 else None
+
 
 class Counts:
     """What was dropped, by series."""
@@ -55,9 +61,15 @@ class Counts:
         self.rows[series] = self.rows.get(series, 0) + rows
 
 
-def retention(store: FakeStore, counts: Counts, *, letter_days: int = 0, hours: int = 0) -> Retention:
-    days = {Series.ROWS: 10, Series.MINUTES: 5, Series.HOURS: hours}
-    return Retention(store=store, metrics=counts, days=days, dead_letter_days=letter_days, now=lambda: NOW)
+def retention(store: FakeStore, counts: Counts, *, letter_days: int = 0, command_days: int = 0) -> Retention:
+    return Retention(
+        store=store,
+        metrics=counts,
+        days={Series.ROWS: 10, Series.MINUTES: 5, Series.HOURS: 0},
+        dead_letter_days=letter_days,
+        command_days=command_days,
+        now=lambda: NOW,
+    )
 
 
 def test_a_day_is_kept_until_its_last_instant_has_had_its_time() -> None:
@@ -84,7 +96,14 @@ async def test_what_cannot_be_dropped_now_is_not_counted() -> None:
 async def test_dead_letters_go_in_pieces_and_a_turn_has_an_end() -> None:
     store, counts = FakeStore(letters=1000), Counts()
     await retention(store, counts, letter_days=7).run_once()
-    assert counts.rows["dead_letters"] == LETTERS_TURNS_MAX
+    assert counts.rows["dead_letters"] == LOTS_MAX
+
+
+async def test_commands_that_ended_go_in_lots_too_each_in_its_own_time() -> None:
+    store, counts = FakeStore(letters=3, commands=5), Counts()
+    assert await retention(store, counts, letter_days=7, command_days=9).run_once() == 12
+    assert counts.rows["commands"] == 10
+    assert counts.rows["dead_letters"] == 3
 
 
 def test_a_reading_that_would_be_dropped_at_once_is_too_old_to_be_accepted() -> None:

@@ -113,3 +113,24 @@ def test_json_of_what_is_no_envelope_has_the_whole_body(body: bytes, field: dict
 def test_a_payload_that_nests_too_deep_is_shown_raw() -> None:
     deep = b"[" * 100_000 + b"]" * 100_000
     assert "  raw  " in line(enveloped(b'{"metrics":%b}' % deep))
+
+
+def test_a_shadow_is_named_and_what_is_said_to_a_device_goes_the_other_way() -> None:
+    body = wrap(
+        tenant_id="acme", device_id="t-1", message_type=MessageType.SHADOW, received_ms=RECEIVED_MS, source="mqtt",
+        payload=b'{"state":{"reported":{"a":1}}}', name="config",
+    )  # fmt: skip
+    reported = message(body, "shadow.acme")
+    assert line(reported).endswith('acme/t-1  shadow:config  state={"reported":{"a":1}}')
+    assert json.loads(json_of(read(reported), stream="SHADOW"))["name"] == "config"
+
+    delta = message(b'{"state":{"a":2},"version":3}', "down.acme.t-1.shadow.name.config.update.delta")
+    assert line(delta).endswith('acme/t-1  ← shadow/name/config/update/delta  state={"a":2}  version=3')
+    told = json.loads(json_of(read(delta), stream="DOWN"))
+    assert (told["device_id"], told["topic"], told["payload"]["version"]) == (
+        "t-1", "shadow/name/config/update/delta", 3,
+    )  # fmt: skip
+    assert (read(delta).device_id, read(reported).device_id, read(message(b"x")).device_id) == ("t-1", "t-1", None)
+    for foreign in (message(b"{", "down.acme.t-1.commands"), message(b"{}", "down.acme")):
+        assert read(foreign).device_id is None
+        assert "raw" in line(foreign)

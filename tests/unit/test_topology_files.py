@@ -38,9 +38,11 @@ def stream(declared: Declared, name: str) -> dict[str, object]:
              "max_bytes": 1024 * MIB, "discard": "old", "allow_atomic": True, "deny_delete": False},
         ),
         ("SHADOW", {"subjects": ("shadow.>",), "retention": "limits", "max_msgs_per_subject": 10_000,
-                    "max_age": HOUR_NS, "max_bytes": 256 * MIB, "discard": "old"}),
+                    "max_age": HOUR_NS, "max_bytes": 256 * MIB, "discard": "old", "allow_atomic": True}),
         ("COMMANDS", {"subjects": ("commands.>",), "retention": "limits", "max_msgs_per_subject": 10_000,
                       "max_age": HOUR_NS, "max_bytes": 256 * MIB, "discard": "old"}),
+        ("DOWN", {"subjects": ("down.>",), "retention": "limits", "max_msgs_per_subject": -1, "max_age": HOUR_NS,
+                  "max_bytes": 256 * MIB, "discard": "old", "allow_atomic": True}),
         ("ROUTES", {"subjects": ("routes.>",), "retention": "workqueue", "max_age": 24 * HOUR_NS,
                     "max_bytes": 512 * MIB, "discard": "new"}),
         ("DEAD_LETTERS", {"subjects": ("dead.>", "$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.>"),
@@ -56,19 +58,22 @@ def test_a_stream_is_as_its_contract_says(name: str, contract: dict[str, object]
 
 
 @pytest.mark.parametrize(
-    ("stream_name", "name", "max_ack_pending"),
+    ("stream_name", "name", "max_ack_pending", "max_deliver"),
     [
-        ("TELEMETRY", "ingest-workers", 20_000),
-        ("SHADOW", "shadow-workers", 5000),
-        ("COMMANDS", "command-workers", 5000),
-        ("ROUTES", "route-delivery", 100),
+        ("TELEMETRY", "ingest-workers", 20_000, 3),
+        ("SHADOW", "shadow-workers", 5000, 3),
+        ("COMMANDS", "command-workers", 5000, 3),
+        ("ROUTES", "route-delivery", 100, 3),
+        ("DOWN", "bridge-down", 2000, -1),
     ],
 )
-def test_a_consumer_is_as_its_contract_says(stream_name: str, name: str, max_ack_pending: int) -> None:
+def test_a_consumer_is_as_its_contract_says(
+    stream_name: str, name: str, max_ack_pending: int, max_deliver: int
+) -> None:
     [consumer] = [c for c in load().consumers if c.config.name == name]
     config = consumer.config
     assert (consumer.stream, config.max_ack_pending) == (stream_name, max_ack_pending)
-    assert (config.ack_policy, config.deliver_policy, config.max_deliver) == ("explicit", "all", 3)
+    assert (config.ack_policy, config.deliver_policy, config.max_deliver) == ("explicit", "all", max_deliver)
     assert (config.ack_wait, config.num_replicas) == (30 * 10**9, 0)
 
 

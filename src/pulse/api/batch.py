@@ -4,6 +4,7 @@
     {"tenant_id": "acme", "device_id": "t-1",                                     stand for rows that name none
      "messages": [{"payload": {"metrics": {"temp": 21.5}}},
                   {"device_id": "t-2", "token": "pulse_…", "msg_type": "heartbeat"},
+                  {"msg_type": "shadow", "name": "config", "payload": {"state": {"reported": {…}}}},
                   {"idempotency_key": "k-17", "payload": {…}}]}
 
 or, as `application/x-ndjson`, one row a line. A row speaks as its device by its own `token`, else by the request's
@@ -19,10 +20,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from typing import Literal
 
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
+from pulse.api.device_paths import MESSAGE_TYPES, check_shadow_name
 from pulse.api.headers import IDEMPOTENCY_KEY, Headers
 from pulse.api.problem import (
     CONTENT_TYPE,
@@ -43,11 +46,17 @@ from pulse.domain.subjects import MessageType
 from pulse.services.gateway import Gateway, retry_id_of_key, retry_id_of_row
 
 JSON, NDJSON = b"application/json", b"application/x-ndjson"
-PAYLOAD_REASONS = frozenset({Reason.INVALID_JSON, Reason.INVALID_PAYLOAD, Reason.TIMESTAMP_OUT_OF_RANGE})
+PAYLOAD_REASONS = frozenset(
+    {Reason.INVALID_JSON, Reason.INVALID_PAYLOAD, Reason.TIMESTAMP_OUT_OF_RANGE, Reason.TOO_LARGE}
+)
 
 Known = set[tuple[str, str, str | None]]
 """Tenant, device and token of rows before, which need not be looked up again."""
 Outcome = asyncio.Future[Receipt] | Refusal | Outage
+
+
+Kind = Literal["telemetry", "heartbeat", "shadow", "commands-ack"]
+"""MESSAGE_TYPES."""
 
 
 class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
@@ -57,7 +66,8 @@ class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
     device_id: str | UnsetType = UNSET
     tenant_id: str | UnsetType = UNSET
     token: str | UnsetType = UNSET
-    msg_type: MessageType | UnsetType = UNSET
+    msg_type: Kind | UnsetType = UNSET
+    name: str | UnsetType = UNSET
     idempotency_key: str | UnsetType = UNSET
 
 
@@ -190,6 +200,8 @@ class BatchApi:
                 self._gateway.authenticate(*speaker)
                 known.add(speaker)
             self._gateway.admit(tenant_id, device_id)
+            message_type = MESSAGE_TYPES[row.msg_type or "telemetry"]
+            name = _shadow_name(row, message_type)
             retry_id = None
             if row.idempotency_key is not UNSET:
                 retry_id = retry_id_of_key(row.idempotency_key, field="idempotency_key")
@@ -203,10 +215,11 @@ class BatchApi:
             prepared = self._gateway.prepare(
                 tenant_id=tenant_id,
                 device_id=device_id,
-                message_type=row.msg_type or MessageType.TELEMETRY,
+                message_type=message_type,
                 payload=payload,
                 source="http",
                 retry_id=retry_id,
+                name=name,
             )
             return self._gateway.submit(prepared)
         except Refusal as refusal:
@@ -232,8 +245,16 @@ def _too_many(rows_max: int) -> LimitExceeded:
 
 
 def _named(row: Row, payload: bytes) -> int:
-    others = (row.device_id, row.tenant_id, row.token, row.msg_type, row.idempotency_key)
+    others = (row.device_id, row.tenant_id, row.token, row.msg_type, row.name, row.idempotency_key)
     return len(others) - others.count(UNSET) + bool(payload)
+
+
+def _shadow_name(row: Row, message_type: MessageType) -> str:
+    if row.name is UNSET:
+        return ""
+    if message_type is not MessageType.SHADOW:
+        raise Refusal(Reason.INVALID_PAYLOAD, "only a shadow has a name", field="name")
+    return check_shadow_name(row.name)
 
 
 def _answer(results: list[RowAccepted | RowRefused], again_s: float) -> Answer:

@@ -1,7 +1,7 @@
 """Device HTTP: what a device sends, as raw ASGI.
 
-    POST /ingest/v1/tenant/{tenant_id}/device/{device_id}/{telemetry|heartbeat}  →  202
-    POST /ingest/v1/batch                                                        →  a result a row, see api/batch.py
+    POST /ingest/v1/tenant/{tenant_id}/device/{device_id}/{telemetry|heartbeat|shadow|commands-ack}   →  202
+    POST /ingest/v1/batch                                          →  a result a row, see api/batch.py
 
 The body is the payload's JSON, gzip or zstd if it says so; the token comes as `Authorization: Bearer …` or
 `X-Provision-Token`. Who it is and how often it may send is asked before the body is read. No framework stands
@@ -15,17 +15,17 @@ import re
 import time
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any
-from urllib.parse import unquote_to_bytes
 
 import msgspec
 import structlog
 
 from pulse.api.batch import JSON, NDJSON, BatchApi
 from pulse.api.bodies import BodyBounds, BodyReader, ClientGone
+from pulse.api.device_paths import INGEST, MESSAGE_TYPES, OTHER, WHERE, Target, decoded, find_target, shadow_name
 from pulse.api.headers import IDEMPOTENCY_KEY, Headers, read_headers
 from pulse.api.problem import OVERLOADED, Answer, Header, answer_to, problem, problem_of, retry_after
 from pulse.domain.errors import Outage, Refusal
-from pulse.domain.identity import ID_PATTERN, check_device_id, check_tenant_id
+from pulse.domain.identity import check_device_id, check_tenant_id
 from pulse.domain.receipt import Receipt
 from pulse.domain.subjects import MessageType
 from pulse.services.gateway import Gateway, GatewayMetrics, retry_id_of_key
@@ -38,18 +38,6 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 Respond = Callable[[int, Sequence[Header], bytes], None]
 
 log = structlog.get_logger()
-
-INGEST = "/ingest/"
-TENANT, DEVICE, BATCH_PATH = b"/ingest/v1/tenant/", b"/device/", b"/ingest/v1/batch"
-MESSAGE_TYPES = {kind.value: kind for kind in MessageType}
-SINGLE = re.compile(
-    rb"/ingest/v1/tenant/(%b)/device/(%b)/(%b)"
-    % (ID_PATTERN.encode(), ID_PATTERN.encode(), "|".join(MESSAGE_TYPES).encode())
-)
-"""The target of a single message as nearly all devices write it: nothing escaped, no query, ids that are ids."""
-OTHER = "other"
-"""The kind of a request that is none of ours."""
-WHERE = "POST /ingest/v1/tenant/{tenant_id}/device/{device_id}/{telemetry|heartbeat}, or /ingest/v1/batch"
 
 
 class Accepted(msgspec.Struct, frozen=True, kw_only=True):
@@ -166,11 +154,14 @@ class DeviceApi:
         headers = read_headers(scope["headers"])
         if target.message_type is None:
             return await self._batch(headers, receive)
-        return await self._single(target, target.message_type, headers, receive)
+        name = shadow_name(scope["query_string"]) if target.message_type is MessageType.SHADOW else ""
+        return await self._single(target, target.message_type, headers, receive, name)
 
-    async def _single(self, target: Target, message_type: MessageType, headers: Headers, receive: Receive) -> Answer:
-        tenant_id = check_tenant_id(_decoded(target.tenant_id))
-        device_id = check_device_id(_decoded(target.device_id))
+    async def _single(
+        self, target: Target, message_type: MessageType, headers: Headers, receive: Receive, name: str
+    ) -> Answer:
+        tenant_id = check_tenant_id(decoded(target.tenant_id))
+        device_id = check_device_id(decoded(target.device_id))
         retry_id = self._admit(tenant_id, device_id, headers)
         payload = await self._bodies.read(
             receive,
@@ -186,6 +177,7 @@ class DeviceApi:
             payload=payload,
             source="http",
             retry_id=retry_id,
+            name=name,
         )
         return self.accepted(await self._gateway.submit(prepared))
 
@@ -258,39 +250,8 @@ class _Waiting:
         self._respond(*answer)
 
 
-class Target(msgspec.Struct, frozen=True, gc=False):
-    """What a path means; the ids are as they came, `message_type` is None for a batch."""
-
-    kind: str
-    message_type: MessageType | None = None
-    tenant_id: bytes = b""
-    device_id: bytes = b""
-
-
-BATCH = Target("batch")
-
-
-def find_target(path: bytes) -> Target | None:
-    """Take a raw path apart, before `%2F` becomes a slash; None where there is nothing.
-
-    Whatever stands where an id belongs is the id, slashes included, and is refused as one.
-    """
-    if not path.startswith(TENANT):
-        return BATCH if path == BATCH_PATH else None
-    ids, _, kind = path[len(TENANT) :].rpartition(b"/")
-    tenant_id, found, device_id = ids.partition(DEVICE)
-    message_type = MESSAGE_TYPES.get(kind.decode("latin-1"))
-    if message_type is None or not found:
-        return None
-    return Target(message_type.value, message_type, tenant_id, device_id)
-
-
 async def _send(send: Send, answer: Answer) -> None:
     status, headers, body = answer
     length = (b"content-length", str(len(body)).encode())
     await send({"type": "http.response.start", "status": status, "headers": [*headers, length]})
     await send({"type": "http.response.body", "body": body})
-
-
-def _decoded(part: bytes) -> str:
-    return (unquote_to_bytes(part) if b"%" in part else part).decode("utf-8", "replace")

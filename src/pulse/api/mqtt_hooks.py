@@ -187,7 +187,7 @@ class MqttHooks:
         if isinstance(decided, Denial):
             return DENY
         ids = decided.tenant_id, decided.device_id
-        allowed = rules(publish=up_filters(*ids), subscribe=down_filters(*ids))
+        allowed = rules(publish=up_filters(*ids, named=True), subscribe=down_filters(*ids, named=True))
         return Result("allow", expire_at=decided.end_ms // 1000, acl=allowed)
 
     def _authorize(self, asked: Asking) -> Result:

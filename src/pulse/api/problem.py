@@ -7,6 +7,7 @@ import math
 import msgspec
 
 from pulse.domain.errors import LimitExceeded, Outage, Overloaded, Reason, Refusal
+from pulse.domain.shadow import VersionConflict
 
 STATUS = {
     Reason.INVALID_JSON: 400,
@@ -52,6 +53,7 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     `field`      the path of the value at fault, or the name of the header
     `position`   the offset in bytes at which reading the body (or row, or its payload) as JSON stopped
     `limit`      the setting that was exceeded, and `limit_value` what it allows
+    `version`    the shadow's, where the request was meant for another one
     """
 
     status: int
@@ -62,6 +64,7 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     position: int | None = None
     limit: str = ""
     limit_value: float | None = None
+    version: int | None = None
 
 
 def problem_of(error: Refusal | Outage) -> Problem:
@@ -83,6 +86,7 @@ def problem_of(error: Refusal | Outage) -> Problem:
         position=error.position,
         limit=exceeded.limit if exceeded else "",
         limit_value=exceeded.value if exceeded else None,
+        version=error.version if isinstance(error, VersionConflict) else None,
     )
 
 

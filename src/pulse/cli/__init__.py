@@ -28,7 +28,10 @@ COMMANDS = {
     "migrate": ("pulse.cli.migrate:migrate", "Bring the database's schema up to date."),
     "tenant": ("pulse.cli.tenant:tenant", "Add and list tenants."),
     "device": ("pulse.cli.device:device", "Add, list, show and disable devices; rotate their tokens."),
+    "shadow": ("pulse.cli.shadow:shadow", "Say what devices should be, see what they are, and who changed that."),
+    "command": ("pulse.cli.command:command", "Tell devices what to do, one or many, and follow what becomes of it."),
     "key": ("pulse.cli.key:key", "Make, list and revoke keys of the control API."),
+    "account": ("pulse.cli.account:account", "Who may sign in to the console."),
     "dead-letters": (
         "pulse.cli.dead_letters:dead_letters",
         "List, show, replay and purge what could not be processed.",

@@ -1,21 +1,21 @@
-"""`pulse audit`: is every message that the stream accepted accounted for?"""
+"""`pulse audit`: is every message that a stream of devices accepted accounted for?"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import click
 import msgspec
 from rich.table import Table
 
-from pulse.app import TELEMETRY, open_auditor
+from pulse.app import TELEMETRY, WORKERS, open_auditor
 from pulse.cli.context import Context, as_async, console, json_option, print_json
 from pulse.domain.audit import RowCheck, StreamAudit
 from pulse.domain.errors import CheckFailed
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """What `--json` prints; one audit a making of the stream, oldest first."""
+    """What `--json` prints; one audit a making of each stream, oldest first; `rows` are those of telemetry."""
 
     ok: bool
     audits: Sequence[StreamAudit]
@@ -33,13 +33,14 @@ async def audit(context: Context, rows: bool, as_json: bool) -> None:
     Exits 1 where it does not add up, where messages expired unprocessed, or where rows are missing or double.
     """
     async with open_auditor(context.settings()) as auditor:
-        audits = await auditor.audit(TELEMETRY)
-        checks = [await auditor.check_rows(each.epoch) for each in audits] if rows else []
+        audits = [each for stream in WORKERS for each in await auditor.audit(stream)]
+        of_rows = [each for each in audits if rows and each.stream == TELEMETRY]
+        checks = {each.epoch: await auditor.check_rows(each.epoch) for each in of_rows}
     expired = sum(each.expired for each in audits)
     balanced = all(each.balanced for each in audits)
-    agrees = all(check.agrees for check in checks)
+    agrees = all(check.agrees for check in checks.values())
     if as_json:
-        print_json(Report(ok=balanced and agrees and expired == 0, audits=audits, rows=checks))
+        print_json(Report(ok=balanced and agrees and expired == 0, audits=audits, rows=list(checks.values())))
     else:
         console.print(_table(audits, checks))
     if not balanced:
@@ -53,18 +54,18 @@ async def audit(context: Context, rows: bool, as_json: bool) -> None:
         )
 
 
-def _table(audits: Sequence[StreamAudit], checks: Sequence[RowCheck]) -> Table:
+def _table(audits: Sequence[StreamAudit], checks: Mapping[int, RowCheck]) -> Table:
     table = Table(box=None, pad_edge=False)
     for name in ("stream", "epoch", "accepted", "= stored", "+ dead", "+ in flight", "+ expired"):
         table.add_column(name, justify="left" if name == "stream" else "right")
     if checks:
         table.add_column("rows", justify="right")
         table.add_column("duplicates", justify="right")
-    for index, each in enumerate(audits):
+    for each in audits:
         numbers = (each.epoch, each.accepted, each.stored, each.dead, each.in_flight, each.expired)
         cells = [each.stream, *(f"{number:,}" for number in numbers)]
-        if checks:
-            check = checks[index]
+        check = checks.get(each.epoch) if each.stream == TELEMETRY else None
+        if check is not None:
             cells += [f"{check.rows_in_table:,} of {check.rows_in_ledger:,}", f"{check.duplicates:,}"]
         table.add_row(*cells, style="" if each.balanced and not each.expired else "bold red")
     return table

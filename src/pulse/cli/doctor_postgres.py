@@ -13,7 +13,7 @@ from pulse.adapters.postgres.dead_letters import DeadLetterStore
 from pulse.adapters.postgres.doctor import DatabaseFacts
 from pulse.adapters.postgres.pool import Pool
 from pulse.adapters.postgres.registry import RegistryTruth
-from pulse.app import TELEMETRY, auditor_on
+from pulse.app import WORKERS, auditor_on
 from pulse.cli.streams_status import bytes_text
 from pulse.domain.doctor import (
     Finding,
@@ -81,7 +81,8 @@ async def dead_letters(pool: Pool) -> list[Finding]:
 async def audit(client: PulseClient, pool: Pool) -> list[Finding]:
     """The audit's equation, and whether anything expired unprocessed."""
     findings = []
-    for each in await auditor_on(client, pool).audit(TELEMETRY):
+    auditor = auditor_on(client, pool)
+    for each in [each for stream in WORKERS for each in await auditor.audit(stream)]:
         text = (
             f"{each.stream} epoch {each.epoch}: {each.accepted:,} accepted = {each.stored:,} stored"
             f" + {each.dead:,} dead + {each.in_flight:,} in flight + {each.expired:,} expired"

@@ -71,6 +71,7 @@ CLOCK_MARGIN = timedelta(seconds=5)
 @click.option(
     "--duplicates", type=click.FloatRange(0, 1), default=0, help="Part that is sent twice under one Idempotency-Key."
 )
+@click.option("--commands", is_flag=True, help="With --protocol mqtt: devices do what commands and their shadows say.")
 @json_option
 @click.pass_obj
 @as_async
@@ -88,6 +89,7 @@ async def simulate(
     seed: int,
     heartbeats: float,
     duplicates: float,
+    commands: bool,
     as_json: bool,
 ) -> None:
     """Be many devices that send at a steady rate, and check that every message arrived once.
@@ -96,6 +98,8 @@ async def simulate(
     not stored, where one is stored twice, or where the audit disagrees. Ctrl-C ends the sending, not the check.
     """
     settings = context.settings()
+    if commands and protocol != "mqtt":
+        raise click.UsageError("--commands is for --protocol mqtt")
     count = round(rate * duration_s)
     if not 1 <= count <= MESSAGES_MAX:
         raise click.UsageError(f"--rate times --duration is {count:,} messages; a run can have 1 to {MESSAGES_MAX:,}")
@@ -114,6 +118,7 @@ async def simulate(
         tenant_id=check_tenant_id(tenant_id),
         protocol=protocol,
         url=broker_url if protocol == "mqtt" else gateway_url,
+        commands=commands,
     )
     report = await _run(plan, target)
     if as_json:

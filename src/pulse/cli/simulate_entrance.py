@@ -19,7 +19,7 @@ from pulse.adapters.mqtt.device import DeviceFleet, open_device_fleet
 from pulse.cli.context import progress_console
 from pulse.cli.simulate_load import Client
 from pulse.domain.errors import CheckFailed, ConfigurationError
-from pulse.domain.simulation import Message
+from pulse.domain.simulation import COMMANDS, DELTA, Message, reply
 from pulse.runtime.settings import Settings
 
 ADMISSION_S_MAX = 30.0
@@ -40,6 +40,8 @@ class Target:
     protocol: str
     url: str | None
     """Of the gateway or broker; None is where the settings say."""
+    commands: bool = False
+    """Whether devices (with MQTT) take on what their shadows say, and do what they are told."""
 
 
 Admit = Callable[[Sequence[str], Sequence[str]], Awaitable[None]]
@@ -114,7 +116,8 @@ async def open_entrance(target: Target, *, devices: int, connections: int) -> As
         _allow_connections(devices)
         account = msgspec.convert(settings, Account, from_attributes=True)
         account = msgspec.structs.replace(account, mqtt_url=target.url or account.mqtt_url, mqtt_cert_file="")
-        async with open_device_fleet(account, tenant_id=target.tenant_id) as fleet:
+        listens_to = (COMMANDS, DELTA) if target.commands else ()
+        async with open_device_fleet(account, tenant_id=target.tenant_id, listens_to=listens_to, reply=reply) as fleet:
             yield Entrance(client=fleet, check=fleet.check, admit=partial(_admit_at_broker, fleet))
         return
     host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings.gateway_host, settings.gateway_host)  # noqa: S104

@@ -35,7 +35,8 @@ from pulse.domain.retry import delay_s
 from pulse.runtime.logging import configure_logging
 from pulse.topology.declared import load
 
-STREAMS = ("TELEMETRY", "SHADOW", "COMMANDS", "ROUTES")
+STREAMS = ("TELEMETRY", "SHADOW", "COMMANDS", "ROUTES", "DOWN")
+"""DOWN is what is said to devices."""
 RETRY_S_MIN, RETRY_S_MAX = 0.1, 2.0
 BEHIND = 10_000
 """Messages that wait for us, from which on we say so."""
@@ -113,7 +114,7 @@ async def tail(
                     return
                 for message in found:
                     shown = read(message)
-                    if device_id is not None and (shown.envelope is None or shown.envelope.device_id != device_id):
+                    if device_id is not None and shown.device_id != device_id:
                         continue
                     click.echo(json_of(shown, stream=stream) if as_json else line_of(shown, colour=colour))
                     if left is not None:
@@ -129,7 +130,8 @@ def _messages(
 ) -> AsyncGenerator[Found, None]:
     (config,) = [each for each in load().streams if each.name == stream]
     (everything,) = config.subjects
-    subject = None if tenant_id is None else f"{everything.removesuffix('>')}{tenant_id}"
+    below = ".>" if stream == "DOWN" else ""
+    subject = None if tenant_id is None else f"{everything.removesuffix('>')}{tenant_id}{below}"
     if config.retention == "workqueue":
         if since is not None:
             raise click.UsageError(f"{stream} is a work queue, of which only new messages can be followed: no --since")

@@ -15,6 +15,8 @@ import click
 import msgspec
 
 from pulse.adapters.nats.follow import Message
+from pulse.domain.downward import PREFIX as DOWN
+from pulse.domain.downward import Downward, read_downward
 from pulse.domain.envelope import Envelope, unwrap
 from pulse.domain.errors import Refusal
 from pulse.domain.subjects import MessageType
@@ -22,22 +24,37 @@ from pulse.domain.subjects import MessageType
 LINE_LENGTH_MAX = 2000
 """Of what a message says; the rest is cut off, and how much it was is told."""
 SAME_TIME_MS = 10_000
-COLOUR_OF = {MessageType.TELEMETRY: "green", MessageType.HEARTBEAT: "blue"}
+COLOUR_OF = {
+    MessageType.TELEMETRY: "green",
+    MessageType.HEARTBEAT: "blue",
+    MessageType.SHADOW: "magenta",
+    MessageType.COMMANDS_ACK: "cyan",
+}
 OTHER_COLOUR = "yellow"
 RAW_COLOUR = "red"
 
 
 class Shown(msgspec.Struct, frozen=True):
-    """A message, read as far as it can be: `envelope` and `payload` are None where it is none of ours."""
+    """A message, read as far as it can be: `envelope` is what a device said, `said` what is said to one, or neither."""
 
     message: Message
     envelope: Envelope | None
     payload: object
+    said: Downward | None = None
+
+    @property
+    def device_id(self) -> str | None:
+        """Of the device that it comes from or goes to."""
+        known = self.envelope or self.said
+        return None if known is None else known.device_id
 
 
 def read(message: Message) -> Shown:
     """Read a message; what is no envelope is kept raw."""
     try:
+        if message.subject.startswith(f"{DOWN}."):
+            said = read_downward(message.subject, message.data)
+            return Shown(message, None, msgspec.json.decode(said.body), said)
         envelope = unwrap(message.subject, message.data)
         return Shown(message, envelope, msgspec.json.decode(envelope.payload))
     except (Refusal, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -46,16 +63,20 @@ def read(message: Message) -> Shown:
 
 def line_of(shown: Shown, *, colour: bool) -> str:
     """`15:47:11.123  acme/t-1  telemetry  temperature=21.5 door="half open"  seq=17`, in local time."""
-    envelope = shown.envelope
-    if envelope is None:
+    envelope, down = shown.envelope, shown.said
+    if down is not None:
+        at_ms = shown.message.stored_ns // 1_000_000
+        time, kind_colour = _time(at_ms), OTHER_COLOUR
+        said, kind, who = "  ".join(_said(shown.payload, received_ms=at_ms)), f"← {down.topic}", _who(down)
+    elif envelope is None:
         time = _time(shown.message.stored_ns // 1_000_000)
         said, kind, who, kind_colour = _raw_text(shown.message.data), "raw", shown.message.subject, RAW_COLOUR
     else:
         time = _time(envelope.ts)
         said, kind, who = (
             "  ".join(_said(shown.payload, received_ms=envelope.ts)),
-            envelope.msg_type,
-            f"{envelope.tenant_id}/{envelope.device_id}",
+            envelope.msg_type if envelope.name is msgspec.UNSET else f"{envelope.msg_type}:{envelope.name}",
+            _who(envelope),
         )
         kind_colour = COLOUR_OF.get(envelope.msg_type, OTHER_COLOUR)
     said = _cut(escaped(said))
@@ -68,10 +89,10 @@ def line_of(shown: Shown, *, colour: bool) -> str:
 def json_of(shown: Shown, *, stream: str) -> str:
     """The message as a JSON object on one line, in ASCII.
 
-    Always `time` (when the stream took it, UTC), `stream`, `sequence`, `subject`. An envelope adds its own fields; any
-    other body is `raw`, or `raw_base64` where it is not UTF-8.
+    Always `time` (when the stream took it, UTC), `stream`, `sequence`, `subject`. An envelope adds its own fields, what
+    is said to a device its `topic`; any other body is `raw`, or `raw_base64` where it is not UTF-8.
     """
-    message, envelope = shown.message, shown.envelope
+    message, envelope, said = shown.message, shown.envelope, shown.said
     at = datetime.fromtimestamp(message.stored_ns // 1000 / 1e6, UTC)
     record: dict[str, object] = {
         "time": at.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
@@ -88,6 +109,15 @@ def json_of(shown: Shown, *, stream: str) -> str:
             "source": envelope.source,
             "payload": shown.payload,
         }
+        if envelope.name is not msgspec.UNSET:
+            record["name"] = envelope.name
+    elif said is not None:
+        record |= {
+            "tenant_id": said.tenant_id,
+            "device_id": said.device_id,
+            "topic": said.topic,
+            "payload": shown.payload,
+        }
     else:
         try:
             record["raw"] = message.data.decode("utf-8")
@@ -101,6 +131,10 @@ def escaped(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(one if one.isprintable() else one.encode("unicode_escape").decode("ascii") for one in text)
+
+
+def _who(whose: Envelope | Downward) -> str:
+    return f"{whose.tenant_id}/{whose.device_id}"
 
 
 def _said(payload: object, *, received_ms: int) -> Iterator[str]:

@@ -1,7 +1,7 @@
 """`pulse up`: the whole of Pulse on one machine, with nats-server and PostgreSQL as children.
 
     stage 1   nats-server, PostgreSQL              then topology and migrations, from here
-    stage 2   ingest; maintenance with rescue      a process each
+    stage 2   ingest; shadow with commands; maintenance with rescue      a process each
     stage 3   gateway, bridge, ui                  last in, first out: nothing is accepted that nobody would store
 
 Each is restarted when it dies; all end with this process, however it ends.
@@ -32,6 +32,7 @@ from pulse.adapters.embedded.process import ManagedProcess
 from pulse.adapters.embedded.supervisor import Supervisor
 from pulse.adapters.nats.nkeys import AccountKey
 from pulse.app import Role
+from pulse.cli.account import sign_in_link
 from pulse.cli.context import Context
 from pulse.cli.demo import DEMO_DEVICE, DEMO_TENANT, prepare
 from pulse.cli.key import OPERATOR_KEY_FILE, operator_key
@@ -46,6 +47,7 @@ PROBE_TIMEOUT_S = 1.0
 PROCESSES = {
     Role.GATEWAY: (Role.GATEWAY,),
     Role.INGEST: (Role.INGEST,),
+    Role.SHADOW: (Role.SHADOW, Role.COMMANDS),
     Role.MAINTENANCE: (Role.MAINTENANCE, Role.RESCUE),
     Role.BRIDGE: (Role.BRIDGE,),
     Role.UI: (Role.UI,),
@@ -53,6 +55,7 @@ PROCESSES = {
 """The roles of each process, which has the name, log and health port of its first one.
 
 Rescue takes in what has killed a worker. Should it die of that too, it takes along only chores that start over.
+Shadows and commands are said far less often than telemetry: together they cost one interpreter.
 """
 
 TOLD_TO_OTHER_COMMANDS = (
@@ -88,14 +91,14 @@ def up(context: Context, gateway_port: int | None) -> None:
                 supervisor.start(nats, postgres)
             with _step(console, "streams, schema and demo tenant"):
                 demo_token = prepare(settings, folder.path)
-                operator_key(settings, folder.path)
+                link = sign_in_link(settings, operator_key(settings, folder.path))
             folder.write_instance({name: getattr(settings, name) for name in TOLD_TO_OTHER_COMMANDS})
             roles = _roles(settings, folder)
-            with _step(console, "ingest and maintenance"):
-                supervisor.start(roles[Role.INGEST], roles[Role.MAINTENANCE])
-            with _step(console, "gateway, bridge and control API"):
+            with _step(console, "ingest, shadows and commands, maintenance"):
+                supervisor.start(roles[Role.INGEST], roles[Role.SHADOW], roles[Role.MAINTENANCE])
+            with _step(console, "gateway, bridge and console"):
                 supervisor.start(roles[Role.GATEWAY], roles[Role.BRIDGE], roles[Role.UI])
-            _print_ready(settings, folder, nats, demo_token)
+            _print_ready(settings, folder, nats, demo_token, link)
             supervisor.wait(stop)
             folder.remove_instance()
             console.print("stopping …", style="dim")
@@ -157,7 +160,7 @@ def _ports(settings: Settings) -> Iterator[NeededPort]:
     yield NeededPort(
         purpose="the gateway", number=settings.gateway_port, setting="gateway_port", host=settings.gateway_host
     )
-    yield NeededPort(purpose="the control API", number=settings.ui_port, setting="ui_port", host=settings.ui_host)
+    yield NeededPort(purpose="the console", number=settings.ui_port, setting="ui_port", host=settings.ui_host)
     for role in PROCESSES:
         number = health_port(settings, role)
         yield NeededPort(
@@ -182,6 +185,9 @@ def _roles(settings: Settings, folder: DataFolder) -> dict[Role, ManagedProcess]
 def _environment(settings: Settings, role: Role) -> dict[str, str]:
     """Every setting as this process has it, so that a child decides nothing anew."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith(ENVIRONMENT_PREFIX)}
+    if role is Role.UI and not settings.role_addresses:
+        addresses = " ".join(f"{settings.health_host}:{health_port(settings, each)}" for each in PROCESSES)
+        settings = msgspec.structs.replace(settings, role_addresses=addresses)
     if role is not Role.BRIDGE:
         settings = msgspec.structs.replace(settings, **dict.fromkeys(BRIDGE_S_OWN, ""))
     for name, value in msgspec.structs.asdict(settings).items():
@@ -213,12 +219,14 @@ def _step(console: Console, what: str) -> Iterator[None]:
     console.print(f"[green]✓[/green] {what} [dim]{time.monotonic() - started:.1f} s[/dim]")
 
 
-def _print_ready(settings: Settings, folder: DataFolder, nats: NatsServer, demo_token: str | None) -> None:
+def _print_ready(settings: Settings, folder: DataFolder, nats: NatsServer, demo_token: str | None, link: str) -> None:
     gateway = f"http://{settings.gateway_host}:{settings.gateway_port}"
     click.echo(
         f"""
 Pulse is up.  Ctrl-C stops it.
 
+  console      {link}
+               (signs you in once; `pulse account link` prints another)
   gateway      {gateway}   (/livez /readyz /metrics)
   control API  http://{settings.ui_host}:{settings.ui_port}/api/v1   (/api/v1/openapi.json)
   MQTT         {settings.mqtt_url}   (3.1.1; user name TENANT_ID/DEVICE_ID, password the token)
@@ -244,6 +252,13 @@ The same by MQTT:
   mosquitto_pub -p {settings.embedded_mqtt_port} -q 1 -i {DEMO_TENANT}/{DEMO_DEVICE} \\
     -u {DEMO_TENANT}/{DEMO_DEVICE} -P {demo_token} \\
     -t tenant/{DEMO_TENANT}/device/{DEMO_DEVICE}/telemetry -m '{{"metrics":{{"temperature":21.5}}}}'
+
+Report a state, and see its shadow with `pulse shadow get {DEMO_TENANT} {DEMO_DEVICE}`:
+
+  curl -i {gateway}/ingest/v1/tenant/{DEMO_TENANT}/device/{DEMO_DEVICE}/shadow \\
+    -H 'Authorization: Bearer {demo_token}' \\
+    -H 'Content-Type: application/json' \\
+    -d '{{"state":{{"reported":{{"mode":"eco"}}}}}}'
 
 See it arrive with `pulse tail`, make load with `pulse simulate`, prove that nothing is lost with `pulse audit`.
 """

@@ -23,7 +23,7 @@ from msgspec import Meta
 from pulse.domain.errors import Reason, Refusal
 from pulse.domain.identity import ID_PATTERN, is_id
 from pulse.domain.ledger import SEQUENCE_MAX
-from pulse.domain.settlement import DeadLetter, Message, Settlement
+from pulse.domain.settlement import DeadLetter, Message
 from pulse.domain.subjects import tenant_of
 
 T = TypeVar("T")
@@ -94,14 +94,14 @@ def _decode(body: bytes, shape: type[T]) -> T:
         raise Refusal(Reason.INVALID_ENVELOPE, str(error)) from error
 
 
-def bury(position: int, message: Message, reason: Reason, error: str) -> Settlement:
-    """Settle one message as a dead letter without a look at its body, which may be what kills whoever looks."""
+def unread(position: int, message: Message, reason: Reason, error: str) -> DeadLetter:
+    """One message as a dead letter, without a look at its body, which may be what kills whoever looks."""
     tenant_id = tenant_of(message.subject)
-    return _settlement(DeadLetter(position, message, reason, error, tenant_id=tenant_id if is_id(tenant_id) else None))
+    return DeadLetter(position, message, reason, error, tenant_id=tenant_id if is_id(tenant_id) else None)
 
 
-def settle_condemned(position: int, letter: Condemned) -> Settlement:
-    """Settle the message of `letter` at `position` as the dead letter that it says."""
+def condemned(position: int, letter: Condemned) -> DeadLetter:
+    """The message of `letter`, at `position`, as the dead letter that it says."""
     message = Message(
         subject=letter.subject,
         body=letter.body,
@@ -111,15 +111,9 @@ def settle_condemned(position: int, letter: Condemned) -> Settlement:
         published_ns=letter.published_ns,
         attempts=letter.attempts,
     )
-    return _settlement(
-        DeadLetter(
-            position, message, letter.reason, letter.error, tenant_id=letter.tenant_id, device_id=letter.device_id
-        )
+    return DeadLetter(
+        position, message, letter.reason, letter.error, tenant_id=letter.tenant_id, device_id=letter.device_id
     )
-
-
-def _settlement(letter: DeadLetter) -> Settlement:
-    return Settlement(rows=[], signs_of_life=[], dead_letters=[letter])
 
 
 class Filter(msgspec.Struct, frozen=True, kw_only=True):

@@ -49,6 +49,7 @@ class Reason(StrEnum):
     FORBIDDEN = "forbidden"
     NOT_FOUND = "not_found"
     CONFLICT = "conflict"
+    UNKNOWN_COMMAND = "unknown_command"
     REFUSED_BY_DATABASE = "refused_by_database"
     MAX_DELIVERIES = "max_deliveries"
 

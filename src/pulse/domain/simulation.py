@@ -93,6 +93,22 @@ class Character(msgspec.Struct, frozen=True, gc=False):
         return 2 * chance(self.seed, self.number, (channel << 44) + int(at_s * 1000)) - 1
 
 
+COMMANDS, DELTA = "commands", "shadow/update/delta"
+"""What a device that takes part in more than telemetry listens to."""
+
+
+def reply(topic: str, body: bytes) -> list[tuple[str, bytes]]:
+    """What an obedient device says to what it hears, as kinds and payloads: it does what it is told, and succeeds."""
+    heard = msgspec.json.decode(body)
+    if topic == DELTA:
+        return [("shadow/reported", msgspec.json.encode({"state": {"reported": heard["state"]}}))]
+    told = {"commandId": heard["commandId"]}
+    return [
+        ("commands/ack", msgspec.json.encode(told | {"state": "acknowledged"})),
+        ("commands/ack", msgspec.json.encode(told | {"state": "succeeded"})),
+    ]
+
+
 def kind_of(number: int) -> str:
     """Thermostat, meter or door."""
     return KINDS[number % len(KINDS)]

@@ -44,11 +44,12 @@ class Difference(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Drift(msgspec.Struct, frozen=True, kw_only=True):
-    """A stream or consumer that is not as declared; `action` is what `pulse streams apply` would do."""
+    """A stream or consumer that is not as declared; `action` and `cost`: what `pulse streams apply` would do."""
 
     target: str
     action: str
     differences: tuple[Difference, ...]
+    cost: str = ""
 
 
 class StreamsStatus(msgspec.Struct, frozen=True, kw_only=True):

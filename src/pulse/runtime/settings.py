@@ -44,6 +44,44 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ts_past_s_max: Count = 366 * 86_400
     ts_future_s_max: Count = 3600
 
+    # shadows
+    shadow_bytes_max: Annotated[int, Meta(ge=1, le=64 * 1024)] = 8192
+    """Of each section, desired and reported, as compact JSON."""
+    shadow_depth_max: Annotated[int, Meta(ge=1, le=100)] = 8
+    """Objects and arrays within one another, of each section."""
+    shadow_names_max: Annotated[int, Meta(ge=0, le=1000)] = 16
+    """Named shadows of one device."""
+
+    # shadow worker
+    shadow_batch_max: Count = 1000
+    shadow_linger_s_max: Seconds = 0.02
+    """How long an update may wait for company before its batch is written."""
+    shadow_writers: Annotated[int, Meta(ge=1, le=16)] = 2
+    """Batches that are written at the same time; each holds one PostgreSQL connection."""
+
+    # commands
+    command_payload_bytes_max: Annotated[int, Meta(ge=1, le=64 * 1024)] = 8192
+    command_ttl_s: Annotated[float, Meta(ge=1, le=366 * 86_400)] = 86_400.0
+    """How long a command is sent to a device that does not answer, where its sender says nothing."""
+    command_ttl_s_max: Annotated[float, Meta(ge=1, le=366 * 86_400)] = 30 * 86_400.0
+    command_timeout_s: Annotated[float, Meta(ge=1, le=366 * 86_400)] = 300.0
+    """How long a device that has acknowledged a command has for its result, where its sender says nothing."""
+    command_timeout_s_max: Annotated[float, Meta(ge=1, le=366 * 86_400)] = 7 * 86_400.0
+    command_open_max: Count = 1000
+    """Commands of one device that have not ended; one more is refused."""
+    command_resend_s: Seconds = 30.0
+    """After which a command is sent again to a device that was heard of and has not answered; doubled each time, up to
+    an hour."""
+    command_sweep_interval_s: Seconds = 1.0
+    """How often commands are looked for that have to end, or to be sent again."""
+
+    # command worker
+    command_batch_max: Count = 1000
+    command_linger_s_max: Seconds = 0.02
+    """How long an answer may wait for company before its batch is written."""
+    command_writers: Annotated[int, Meta(ge=1, le=16)] = 1
+    """Batches that are written at the same time; each holds one PostgreSQL connection."""
+
     # how often it may send, as each gateway and bridge counts, where its tenant has no limits of its own; 0 is no limit
     device_messages_per_s: Rate = 200.0
     device_messages_burst: Count = 5000
@@ -62,6 +100,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """How long an idle connection stays open; above the 60 s of load balancers, which must be the first to close."""
     gateway_bodies_bytes_max: Bytes = 128 * 1024 * 1024
     """Of all bodies together that have arrived in part; beyond it a request is told 503."""
+    gateway_ask_s_max: Seconds = 5.0
+    """How long a device's question waits for the role that has the answer, before it is told 503."""
+    gateway_poll_s_max: Seconds = 30.0
+    """How long a device may wait for a command; it may ask for less. Below what load balancers wait for an answer."""
+    gateway_polls_max: Count = 5000
+    """Devices that wait for commands; one more is told 503. Each takes one of gateway_connections_max."""
     publish_timeout_s: Seconds = 5.0
     """How long a request waits for JetStream, retries with the same message id included, before it is told 503."""
     publish_pending_max: Count = 20_000
@@ -96,18 +140,30 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Numbers by the minute; where they are gone, questions are answered from the rows."""
     rollup_hours_retention_days: Days = 3660
     """Numbers by the hour; what is left of a device when its rows are gone."""
+    commands_retention_days: Days = 90
+    """Commands that have ended."""
     dead_letters_retention_days: Days = 0
     """Of messages that nobody has mended; the ledger counts them for ever."""
     rollup_interval_s: Seconds = 300.0
     """How often rollups are brought up to date; questions see no difference, they read the rows meanwhile."""
 
-    # control API
+    # console and control API
     ui_host: Text = "127.0.0.1"
     ui_port: Port = 8081
     ui_connections_max: Count = 1000
     """Beyond it every request is told 503."""
     ui_request_s_max: Seconds = 30.0
     """How long a request may take to arrive."""
+    ui_public_url: Annotated[str, Meta(pattern=r"^(https?://[^/\s@]+)?$")] = ""
+    """Where browsers find the console, without a path; needed behind a proxy that speaks https: cookies are then kept
+    to that, and forms from elsewhere are refused. Empty: as the request says."""
+    ui_session_s_max: Annotated[float, Meta(ge=60, le=90 * 86_400)] = 7 * 86_400.0
+    """How long somebody stays signed in."""
+    ui_session_idle_s_max: Annotated[float, Meta(ge=60, le=90 * 86_400)] = 12 * 3600.0
+    """How long without a page."""
+    gateway_public_url: Annotated[str, Meta(pattern=r"^(https?://[^\s@]+[^/\s])?$")] = ""
+    mqtt_public_url: Annotated[str, Meta(pattern=r"^(mqtts?://[^@\s]+:[0-9]+)?$")] = ""
+    """Where devices find both, for the commands that the console shows. Empty: as they are for us."""
     ui_body_bytes_max: Bytes = 64 * 1024
     ui_database_connections: Annotated[int, Meta(ge=1, le=100)] = 8
     ui_key_requests_max: Count = 4
@@ -168,7 +224,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["auto", "console", "json"] = "auto"
     role_addresses: Annotated[str, Meta(pattern=r"^[^/\x00]*$")] = ""
-    """Where `pulse doctor` asks the roles for their health: `host:port`, separated by spaces."""
+    """Where the roles tell of themselves, for `pulse doctor` and the console: `host:port`, separated by spaces."""
     crash_at: Annotated[str, Meta(pattern=SPEC_PATTERN)] = ""
     """For tests: `step` or `step:n`; the process kills itself (SIGKILL) the n-th time it reaches that step."""
 

@@ -21,6 +21,7 @@ from pulse.domain.errors import Outage
 from pulse.domain.mqtt import Arrival
 from pulse.services.bridge_admission import Devices
 from pulse.services.bridge_ports import BridgeMetrics, Connection
+from pulse.services.downlink import Line
 from pulse.services.in_flight import InFlight
 from pulse.services.waiting import Waits
 
@@ -32,7 +33,7 @@ STABLE_S = 10.0
 """What lasts longer was a connection, and the wait for the next one begins small again."""
 
 
-class BrokerConnection(Connection, Protocol):
+class BrokerConnection(Connection, Line, Protocol):
     """A connection to the broker, subscribed."""
 
     async def ended(self) -> Outage:
@@ -59,6 +60,16 @@ class Link(Protocol):
         """It is not, and why."""
 
 
+class Downlink(Protocol):
+    """Who says something to devices."""
+
+    def opened(self, line: Line) -> None:
+        """There is a connection, subscribed."""
+
+    def lost(self) -> None:
+        """There is none any more."""
+
+
 class Bridge:
     """The service; `last_sequences` reads the last sequence of each stream that messages are stored in."""
 
@@ -69,6 +80,7 @@ class Bridge:
         *,
         broker: Broker,
         in_flight: InFlight,
+        downlink: Downlink,
         devices: Devices,
         last_sequences: Callable[[], Awaitable[Mapping[str, int]]],
         link: Link,
@@ -78,6 +90,7 @@ class Bridge:
     ) -> None:
         self._broker = broker
         self._in_flight = in_flight
+        self._downlink = downlink
         self._devices = devices
         self._last_sequences = last_sequences
         self._link = link
@@ -126,9 +139,11 @@ class Bridge:
                 self.has_subscribed = True
                 self._link.up()
                 self._waits.over()
+                self._downlink.opened(connection)
                 await self._serve(connection, stop)
         finally:
             self._in_flight.lost()
+            self._downlink.lost()
             if connection is not None:
                 await connection.close()
 

@@ -1,10 +1,11 @@
-"""The bridge's decision on one message of a broker: for its stream, for the dead letters, or for nobody.
+"""The bridge's decision on one message of a broker: for its stream, an answer, for the dead letters, or for nobody.
 
 The broker has asked the device for its token; whether device and tenant are known and enabled is asked here once more.
 
     accepted                                            its stream
-    topic, ids, JSON, payload, time, size, a type           a dead letter, whole, with the topic in a header
-        that is not served, an unknown device
+    an update or get of a shadow that cannot be one     the answer, …/rejected, on its way to the device
+    topic, ids, JSON, payload, time, size,              a dead letter, whole, with the topic in a header
+        an unknown device
     over a rate, more dead letters than allowed,        counted and logged, no more: to keep what is too much
         larger than NATS carries                            would be what the limit is there against
     RETAIN set                                          counted: a copy of what was said before
@@ -24,14 +25,20 @@ from urllib.parse import quote
 import msgspec
 
 from pulse.domain.dead_letter import Condemned
+from pulse.domain.device_words import client_token
+from pulse.domain.downward import downward_subject
 from pulse.domain.envelope import wrap
 from pulse.domain.errors import LimitExceeded, Reason, Refusal
 from pulse.domain.limits import RateLimits
 from pulse.domain.mqtt import Arrival, delivery_name, is_delivery_id
+from pulse.domain.shadow import ShadowKey
+from pulse.domain.shadow_documents import rejected
 from pulse.domain.topics import UPWARD, Topic, Upward, identity_in, parse_topic
 from pulse.services.gateway import Gateway
 
 DEAD_LETTERS = "DEAD_LETTERS"
+DOWN = "DOWN"
+SHADOW = "SHADOW"
 TOPIC_HEADER = "Pulse-Mqtt-Topic"
 RETAINED = "retained"
 """Counted like a Reason: nobody is at fault."""
@@ -55,8 +62,8 @@ class Devices(Protocol):
 class Publication(NamedTuple):
     """What goes to JetStream for a message.
 
-    `refusal` is None, or what makes it a dead letter. `names_delivery` says that the message id stands for how the
-    message came, as it has none of its own.
+    `refusal` is None, or why it is a dead letter, or an answer that says so. `names_delivery` says that the message id
+    stands for how the message came, as it has none of its own.
     """
 
     stream: str
@@ -65,6 +72,11 @@ class Publication(NamedTuple):
     message_id: str
     refusal: Refusal | None = None
     names_delivery: bool = False
+
+    @property
+    def refused_as(self) -> str:
+        """What becomes of a message that was not accepted."""
+        return "rejected" if self.stream == DOWN else "dead_letter"
 
 
 class Dropped(NamedTuple):
@@ -111,19 +123,31 @@ class Admission:
             return self.condemn(arrival, refusal)
 
     def condemn(self, arrival: Arrival, refusal: Refusal) -> Publication | Dropped:
-        """The dead letter of a message that cannot be accepted, where it is to be one."""
+        """What becomes of a message that cannot be accepted: an answer, a dead letter, or nothing."""
+        if refusal.reason is Reason.RATE_LIMITED:
+            return Dropped(refusal.reason, str(refusal))
         topic = arrival.topic.decode("utf-8", "replace")
+        known = _known(topic)
+        if known is not None and UPWARD[known.kind].stream == SHADOW and refusal.reason is not Reason.NOT_FOUND:
+            return self._answer(arrival, known, refusal)
         tenant_id, device_id = identity_in(topic)
-        if refusal.reason is Reason.RATE_LIMITED or not arrival.is_whole:
+        if not arrival.is_whole:
             return Dropped(refusal.reason, str(refusal))
         try:
             self._letters.admit(tenant_id or NOBODY, "", self._monotonic_ns())
         except LimitExceeded:
             return Dropped(refusal.reason, f"{refusal}; more dead letters than mqtt_dead_letters_per_s allows")
-        letter = self._letter(arrival, topic, tenant_id, device_id, refusal)
+        letter = self._letter(arrival, known, tenant_id, device_id, refusal)
         return Publication(
-            DEAD_LETTERS, letter.carrier, msgspec.json.encode(letter), self._letter_id(arrival), refusal=refusal
+            DEAD_LETTERS, letter.carrier, msgspec.json.encode(letter), self._own_id("d", arrival), refusal=refusal
         )
+
+    def _answer(self, arrival: Arrival, topic: Topic, refusal: Refusal) -> Publication:
+        """The word to a known device that its update or get cannot be; it is as fast as the device may speak."""
+        key = ShadowKey(topic.tenant_id, topic.device_id, topic.shadow_name)
+        what = "get" if topic.kind.endswith("/get") else "update"
+        said = rejected(key, what, refusal, client_token(arrival.payload), self._clock_ns() // 1_000_000)
+        return Publication(DOWN, downward_subject(said), said.body, self._own_id("r", arrival), refusal=refusal)
 
     def _accept(self, arrival: Arrival, *, limited: bool) -> Publication:
         topic, upward = _read_topic(arrival.topic)
@@ -131,8 +155,6 @@ class Admission:
             raise Refusal(Reason.NOT_FOUND, "device or tenant is not known, or not enabled")
         if limited:
             self._gateway.admit(topic.tenant_id, topic.device_id)
-        if upward.message_type is None:
-            raise Refusal(Reason.UNSUPPORTED_TYPE, f"{topic.kind} is not served yet", field="topic")
         if arrival.size > self._body_bytes_max:
             raise LimitExceeded(
                 Reason.TOO_LARGE,
@@ -147,18 +169,20 @@ class Admission:
             payload=arrival.payload,
             source="mqtt",
             delivery=delivery_name(self._session, arrival.packet_id) if arrival.packet_id else None,
+            name=topic.shadow_name,
+            reported_only=upward.reported_only,
         )
         names_delivery = is_delivery_id(prepared.message_id)
         return Publication(upward.stream, *prepared, names_delivery=names_delivery)
 
     def _letter(
-        self, arrival: Arrival, topic: str, tenant_id: str | None, device_id: str | None, refusal: Refusal
+        self, arrival: Arrival, known: Topic | None, tenant_id: str | None, device_id: str | None, refusal: Refusal
     ) -> Condemned:
         """A payload whose sender and kind are known is put into its envelope, so that a replay can succeed."""
         now_ns = self._clock_ns()
-        known, body = _known(topic), arrival.payload
+        body = arrival.payload
         upward = UPWARD["telemetry" if known is None else known.kind]
-        if known is not None and upward.message_type is not None:
+        if known is not None:
             body = wrap(
                 tenant_id=known.tenant_id,
                 device_id=known.device_id,
@@ -166,6 +190,7 @@ class Admission:
                 received_ms=now_ns // 1_000_000,
                 source="mqtt",
                 payload=body,
+                name=known.shadow_name,
             )
         return Condemned(
             stream=upward.stream,
@@ -179,11 +204,12 @@ class Admission:
             published_ns=now_ns,
         )
 
-    def _letter_id(self, arrival: Arrival) -> str:
+    def _own_id(self, prefix: str, arrival: Arrival) -> str:
+        """The message id of what is said of `arrival` in place of it; the same when it comes again."""
         if not arrival.packet_id:
-            return f"d/{self._process_id}-{next(self._numbers):x}"
+            return f"{prefix}/{self._process_id}-{next(self._numbers):x}"
         digest = hashlib.blake2b(arrival.payload, key=hashlib.sha256(arrival.topic).digest(), digest_size=8).hexdigest()
-        return f"d/{delivery_name(self._session, arrival.packet_id)}/{digest}"
+        return f"{prefix}/{delivery_name(self._session, arrival.packet_id)}/{digest}"
 
 
 @functools.lru_cache(TOPICS_REMEMBERED)

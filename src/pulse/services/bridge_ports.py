@@ -34,10 +34,11 @@ class BridgeMetrics(Protocol):
         """So many messages came, repeated ones included."""
 
     def settled(self, outcome: str, seconds: float) -> None:
-        """After so long one is `stored`, a `duplicate`, a `dead_letter`, `refused`, or `repeated`: here already."""
+        """After so long one is `stored`, a `duplicate`, a `dead_letter`, `rejected` (its device is told), `refused`, or
+        `repeated`: here already."""
 
     def refused(self, reason: str, outcome: str) -> None:
-        """One was not accepted; `outcome` says whether it is kept as a `dead_letter` or only `refused`."""
+        """One was not accepted; `outcome` says whether it is a `dead_letter`, `rejected`, or only `refused`."""
 
     def waiting(self, system: str, waiting: bool) -> None:
         """One of the bridge's parts began or ceased to wait for a system; each ceases as often as it began."""

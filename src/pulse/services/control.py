@@ -29,6 +29,8 @@ from pulse.domain.limits import TenantLimits
 from pulse.domain.query import Bucket, BucketQuery, Latest, Query, StoredReading
 from pulse.domain.stream_status import StreamsStatus
 from pulse.services.audit import Auditor
+from pulse.services.control_commands import Commands
+from pulse.services.control_shadows import Shadows
 
 log = structlog.get_logger()
 
@@ -135,6 +137,8 @@ class Reach:
 
     identities: Identities
     telemetry: Telemetry
+    shadows: Shadows
+    commands: Commands
     changes: Changes
     keys: Keys
 
@@ -175,6 +179,10 @@ class Control:
         self._open_reach = open_reach
         self._edge = edge
         self._keys = open_reach(None, None).keys
+
+    def now_ms(self) -> int:
+        """The time, in ms since the epoch."""
+        return int(self.clock().timestamp() * 1000)
 
     async def admit(self, secret: str | None) -> Caller:
         """Whose key `secret` is. Raises Refusal UNAUTHENTICATED, the same for every key that does not open; Outage."""

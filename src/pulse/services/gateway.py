@@ -15,10 +15,12 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
+from pulse.domain.device_words import check_answer, check_get, check_update
 from pulse.domain.envelope import Source, wrap
 from pulse.domain.errors import Outage, Reason, Refusal
 from pulse.domain.limits import RateLimits
 from pulse.domain.receipt import Receipt, Waiting
+from pulse.domain.shadow import ShadowBounds
 from pulse.domain.subjects import MessageType, subject_for
 from pulse.domain.telemetry import PayloadDecoder
 
@@ -86,6 +88,7 @@ class Gateway:
         publisher: Publisher,
         registry: Registry,
         decoder: PayloadDecoder,
+        shadow_bounds: ShadowBounds,
         limits: RateLimits,
         clock_ns: Callable[[], int] = time.time_ns,
         monotonic_ns: Callable[[], int] = time.monotonic_ns,
@@ -93,6 +96,7 @@ class Gateway:
         self._publisher = publisher
         self._registry = registry
         self._decoder = decoder
+        self._shadow_bounds = shadow_bounds
         self._limits = limits
         self._clock_ns = clock_ns
         self._monotonic_ns = monotonic_ns
@@ -124,20 +128,22 @@ class Gateway:
         source: Source,
         retry_id: str | None = None,
         delivery: str | None = None,
+        name: str = "",
+        reported_only: bool = False,
     ) -> Prepared:
         """Check `payload` (JSON bytes) of an authenticated device; what JetStream is to get. Raises Refusal with the
         field at fault.
 
-        `retry_id` is what a retry of this message has in common with it, among the device's own messages. `delivery`
-        stands for how the message came; one that has no id of its own gets it from that and its bytes.
+        `name` is that of a named shadow; with `reported_only` an update may name nothing else. `retry_id` is what a
+        retry of this message has in common with it, among the device's own messages. `delivery` stands for how the
+        message came; one that has no id of its own gets it from that and its bytes.
         """
         received_ms = self._clock_ns() // 1_000_000
         seq: int | None = None
         if message_type is MessageType.TELEMETRY:
             seq = self._decoder.telemetry(payload, received_ms=received_ms, unique_keys=True).seq
         else:
-            payload = payload or b"{}"
-            self._decoder.heartbeat(payload, received_ms=received_ms, unique_keys=True)
+            payload = self._check(message_type, payload, received_ms=received_ms, reported_only=reported_only)
         body = wrap(
             tenant_id=tenant_id,
             device_id=device_id,
@@ -145,6 +151,7 @@ class Gateway:
             received_ms=received_ms,
             source=source,
             payload=payload,
+            name=name,
         )
         if retry_id is not None:
             message_id = f"{retry_id}/{tenant_id}/{device_id}"
@@ -157,6 +164,22 @@ class Gateway:
         else:
             message_id = f"{self._process_id}-{next(self._numbers):x}"
         return Prepared(subject_for(message_type, tenant_id), body, message_id)
+
+    def _check(self, message_type: MessageType, payload: bytes, *, received_ms: int, reported_only: bool) -> bytes:
+        """The payload of anything but telemetry, made up where it may be left out."""
+        if message_type is MessageType.HEARTBEAT:
+            payload = payload or b"{}"
+            self._decoder.heartbeat(payload, received_ms=received_ms, unique_keys=True)
+        elif message_type is MessageType.SHADOW:
+            check_update(payload, bounds=self._shadow_bounds, reported_only=reported_only)
+        elif message_type is MessageType.SHADOW_GET:
+            payload = payload or b"{}"
+            check_get(payload)
+        elif message_type is MessageType.COMMANDS_ACK:
+            check_answer(payload)
+        else:
+            raise Refusal(Reason.UNSUPPORTED_TYPE, f"no device says {message_type}", field="msg_type")
+        return payload
 
     def submit(self, prepared: Prepared) -> asyncio.Future[Receipt]:
         """Hand a message to JetStream; where that is away an Outage is raised, or becomes the future's."""

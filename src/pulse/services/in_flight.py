@@ -1,7 +1,7 @@
 """What the bridge has in flight: messages that the broker handed over and that wait for JetStream's word.
 
-Who acks, and when: `_settle` alone lets the broker have its PUBACK, after JetStream's PubAck for the message or for its
-dead letter, or after counting what is not kept.
+Who acks, and when: `_settle` alone lets the broker have its PUBACK, after JetStream's PubAck for the message, for its
+dead letter or for the answer that rejects it, or after counting what is not kept.
 
 It is bounded: by the receive maximum that the broker keeps to and, where one does not, by reading no more.
 A connection that is lost takes nothing along: what came by it is stored all the same. Where the broker still has our
@@ -222,9 +222,9 @@ class InFlight:
             self._recovered(self._waiting_for, receipt.stream)
         self._probe("bridge.stored")
         if publication.refusal is not None:
-            self._metrics.refused(publication.refusal.reason, "dead_letter")
+            self._metrics.refused(publication.refusal.reason, publication.refused_as)
             self._refusals.note(publication.refusal.reason, str(publication.refusal), held.arrival.topic)
-            self._settle(held, "dead_letter")
+            self._settle(held, publication.refused_as)
         elif publication.names_delivery and is_another(held.arrival, receipt, floor=held.floor):
             another = publication._replace(message_id=f"{publication.message_id}/{secrets.token_hex(8)}")
             held.publication = another._replace(names_delivery=False)

@@ -37,9 +37,8 @@ class Chore:
 class Maintenance:
     """Does the chores, one at a time."""
 
-    name = "maintenance"
-
-    def __init__(self, *, chores: Sequence[Chore]) -> None:
+    def __init__(self, *, chores: Sequence[Chore], name: str = "maintenance") -> None:
+        self.name = name
         self._due_at = dict.fromkeys(chores, time.monotonic())
         self._waiting: set[str] = set()
 

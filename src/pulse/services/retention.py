@@ -16,8 +16,8 @@ from pulse.domain.rollup import Series
 
 log = structlog.get_logger()
 
-LETTERS_TURNS_MAX = 100
-"""Pieces of dead letters in one turn."""
+LOTS_MAX = 100
+"""Lots of dead letters, and of commands, in one turn."""
 
 
 class Store(Protocol):
@@ -35,6 +35,9 @@ class Store(Protocol):
     async def drop_dead_letters(self, before: date) -> Dropped | None:
         """Delete some of the dead letters from before that day; None where there are none."""
 
+    async def drop_commands(self, before: date) -> Dropped | None:
+        """Delete some of the commands that ended before that day; None where there are none."""
+
 
 class RetentionCounts(Protocol):
     """What is counted."""
@@ -44,7 +47,7 @@ class RetentionCounts(Protocol):
 
 
 class Retention:
-    """Drops what is older than its series is kept; `days` and `dead_letter_days` of 0 are for ever."""
+    """Drops what is older than its series is kept; `days`, `dead_letter_days`, `command_days` of 0 are for ever."""
 
     def __init__(
         self,
@@ -53,16 +56,17 @@ class Retention:
         metrics: RetentionCounts,
         days: Mapping[Series, int],
         dead_letter_days: int,
+        command_days: int,
         now: Callable[[], datetime],
     ) -> None:
         self._store = store
         self._metrics = metrics
         self._days = days
-        self._dead_letter_days = dead_letter_days
+        self._in_lots = ((dead_letter_days, store.drop_dead_letters), (command_days, store.drop_commands))
         self._now = now
 
     async def run_once(self) -> int:
-        """Drop all that can be dropped now; returns how many partitions and lots of dead letters that was."""
+        """Drop all that can be dropped now; returns how many partitions and lots that was."""
         now = self._now()
         count = 0
         for series, days in self._days.items():
@@ -71,10 +75,11 @@ class Retention:
                 count += self._tell(await self._store.drop(partition))
         for dropped in await self._store.drop_retired():
             count += self._tell(dropped)
-        letters_before = cutoff(now, self._dead_letter_days)
-        if letters_before is not None:
-            for _ in range(LETTERS_TURNS_MAX):
-                if not self._tell(await self._store.drop_dead_letters(letters_before)):
+        for days, drop in self._in_lots:
+            before = cutoff(now, days)
+            for _ in range(LOTS_MAX if before else 0):
+                assert before, "there are lots only before a day"
+                if not self._tell(await drop(before)):
                     break
                 count += 1
         return count

@@ -17,9 +17,10 @@ from pulse.services.audit import AuditWatch
 from pulse.services.maintenance import Chore, Maintenance, Turn
 from pulse.services.reconcile import RegistryReconciler
 from pulse.services.retention import Retention
-from pulse.wiring.commands import auditor_on
+from pulse.wiring.cli import auditor_on
+from pulse.wiring.command import command_sweep
 from pulse.wiring.process import Process
-from pulse.wiring.streams import TELEMETRY, state_of
+from pulse.wiring.streams import WORKERS, state_of
 
 
 async def maintenance_services(process: Process) -> list[Service]:
@@ -37,11 +38,13 @@ async def maintenance_services(process: Process) -> list[Service]:
             await ledger.ensure_day(today + timedelta(days=ahead))
 
     async def epochs() -> None:
-        state = await state_of(nats, TELEMETRY)
-        await ledger.observe(TELEMETRY, state.created_ns, state.last_seq)
+        for stream in WORKERS:
+            state = await state_of(nats, stream)
+            await ledger.observe(stream, state.created_ns, state.last_seq)
 
     async def audit() -> None:
-        await watch.look(TELEMETRY)
+        for stream in WORKERS:
+            await watch.look(stream)
 
     async def dead_letters() -> None:
         letters_kept.kept(await letters.count_by_reason())
@@ -50,17 +53,7 @@ async def maintenance_services(process: Process) -> list[Service]:
         repairs.repaired((await reconciler.reconcile_once()).total)
 
     rolling, rollups = RollupStore(pool, probe=process.probe), RollupMetrics(metrics)
-    retention = Retention(
-        store=RetentionStore(pool, probe=process.probe),
-        metrics=RetentionMetrics(metrics),
-        days={
-            Series.ROWS: settings.telemetry_retention_days,
-            Series.MINUTES: settings.rollup_minutes_retention_days,
-            Series.HOURS: settings.rollup_hours_retention_days,
-        },
-        dead_letter_days=settings.dead_letters_retention_days,
-        now=lambda: datetime.now(UTC),
-    )
+    retention = _retention(process)
 
     async def roll_up() -> Turn | None:
         added = await rolling.add()
@@ -79,4 +72,21 @@ async def maintenance_services(process: Process) -> list[Service]:
         Chore(name="retention", run=retention.run_once, interval_s=seldom_s),
         Chore(name="registry", run=registry, interval_s=seldom_s),
     ]
-    return [Maintenance(chores=chores)]
+    return [Maintenance(chores=chores), command_sweep(process)]
+
+
+def _retention(process: Process) -> Retention:
+    """Drops what the settings do not keep for ever."""
+    settings = process.settings
+    return Retention(
+        store=RetentionStore(process.pool, probe=process.probe),
+        metrics=RetentionMetrics(process.metrics),
+        days={
+            Series.ROWS: settings.telemetry_retention_days,
+            Series.MINUTES: settings.rollup_minutes_retention_days,
+            Series.HOURS: settings.rollup_hours_retention_days,
+        },
+        dead_letter_days=settings.dead_letters_retention_days,
+        command_days=settings.commands_retention_days,
+        now=lambda: datetime.now(UTC),
+    )

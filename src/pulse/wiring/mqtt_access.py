@@ -63,4 +63,9 @@ def decide(access: MqttAccess, asked: Asked) -> Allowed | None:
     if isinstance(session, Denial):
         return None
     ids = session.tenant_id, session.device_id
-    return Allowed(user=user_name(*ids), end_ms=session.end_ms, publish=up_filters(*ids), subscribe=down_filters(*ids))
+    return Allowed(
+        user=user_name(*ids),
+        end_ms=session.end_ms,
+        publish=up_filters(*ids, named=False),
+        subscribe=down_filters(*ids, named=False),
+    )

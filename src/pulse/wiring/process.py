@@ -24,6 +24,7 @@ from pulse.adapters.nats.registry_feed import RegistryFeed
 from pulse.adapters.postgres.pool import Pool
 from pulse.domain.limits import Rate, RateLimits
 from pulse.domain.registry import Change
+from pulse.domain.shadow import ShadowBounds
 from pulse.domain.telemetry import Bounds, PayloadDecoder
 from pulse.runtime.health import Check
 from pulse.runtime.lifecycle import Service
@@ -33,7 +34,7 @@ from pulse.services.gateway import Gateway
 from pulse.services.registry import DeviceRegistry, RegistryMirror
 from pulse.services.registry import RegistryFeed as Feed
 from pulse.wiring.registry_check import RegistryCheck
-from pulse.wiring.streams import DEAD_LETTERS, SERVED
+from pulse.wiring.streams import DEAD_LETTERS, DOWN, SERVED
 
 NATS_WAIT_S_MAX = 60.0
 """How long a starting process waits for NATS before it says so and ends, to be started again."""
@@ -70,6 +71,11 @@ class Process:
         """The payload rules of the settings."""
         return PayloadDecoder(payload_bounds(self.settings))
 
+    @property
+    def shadow_bounds(self) -> ShadowBounds:
+        """How large the settings let a shadow become."""
+        return msgspec.convert(self.settings, ShadowBounds, from_attributes=True)
+
     @cached_property
     def registry_feed(self) -> OutermostFeed:
         """Where the registry's changes come from."""
@@ -96,11 +102,11 @@ class Process:
 
     @cached_property
     def committer(self) -> GroupCommitter:
-        """What stores messages of devices, and dead letters of the edge."""
+        """What stores messages of devices, dead letters of the edge, and what is said to devices."""
         settings = self.settings
         committer = GroupCommitter(
             self.nats,
-            streams={prefix: stream for stream, prefix in SERVED.items()} | {"dead": DEAD_LETTERS},
+            streams={prefix: stream for stream, prefix in SERVED.items()} | {"dead": DEAD_LETTERS, "down": DOWN},
             metrics=PublishMetrics(self.metrics),
             pending_max=settings.publish_pending_max,
             timeout_s=settings.publish_timeout_s,
@@ -112,7 +118,13 @@ class Process:
     @cached_property
     def gateway(self) -> Gateway:
         """The decision on what devices send."""
-        return Gateway(publisher=self.committer, registry=self.registry, decoder=self.decoder(), limits=self.limits)
+        return Gateway(
+            publisher=self.committer,
+            registry=self.registry,
+            decoder=self.decoder(),
+            shadow_bounds=self.shadow_bounds,
+            limits=self.limits,
+        )
 
 
 def payload_bounds(settings: Settings) -> Bounds:

@@ -10,8 +10,16 @@ from pulse.domain.topics import UPWARD
 TELEMETRY = "TELEMETRY"
 INGEST_WORKERS = "ingest-workers"
 DEAD_LETTERS = "DEAD_LETTERS"
+DOWN = "DOWN"
+BRIDGE_DOWN = "bridge-down"
 RESCUE_WORKERS = "rescue-workers"
-SERVED = {kind.stream: kind.subject_prefix for kind in UPWARD.values() if kind.message_type is not None}
+COMMANDS = "COMMANDS"
+COMMAND_WORKERS = "command-workers"
+SHADOW = "SHADOW"
+SHADOW_WORKERS = "shadow-workers"
+WORKERS = {TELEMETRY: INGEST_WORKERS, SHADOW: SHADOW_WORKERS, COMMANDS: COMMAND_WORKERS}
+"""The streams whose messages the ledger settles, and the consumer that hands them out: what is audited."""
+SERVED = {kind.stream: kind.subject_prefix for kind in UPWARD.values()}
 """The streams that messages of devices go to, with the first token of their subjects."""
 
 

@@ -1,4 +1,4 @@
-"""The role `ui`: the control API over PostgreSQL and JetStream.
+"""The role `ui`: the control API and the console over PostgreSQL and JetStream.
 
 control API (HTTP) ─► Control ─► Reach: stores on a pool, scoped to the key's tenant
                             └──► Edge: the registry bucket in JetStream
@@ -8,27 +8,34 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import msgspec
+
 from pulse.adapters.nats.connection import PulseClient
 from pulse.adapters.nats.errors import SYSTEM
 from pulse.adapters.nats.registry import RegistryBucket
 from pulse.adapters.nats.stream_status import StreamStatusReader
 from pulse.adapters.postgres.access import ChangeLog, KeyStore
+from pulse.adapters.postgres.commands import CommandStore
 from pulse.adapters.postgres.identity import IdentityStore
 from pulse.adapters.postgres.pool import Pool, Scoped
 from pulse.adapters.postgres.registry import RegistryTruth
+from pulse.adapters.postgres.shadows import ShadowStore
 from pulse.adapters.postgres.telemetry_query import TelemetryReader
 from pulse.api.control.application import control_app
 from pulse.api.control.entrance import ControlBounds
 from pulse.domain.access import ChangeRecord
+from pulse.domain.command_requests import CommandBounds
 from pulse.domain.errors import Outage
-from pulse.domain.presence import PresenceAfter
 from pulse.domain.query import QueryBounds
+from pulse.domain.shadow import ShadowBounds
 from pulse.runtime.health import health_app
 from pulse.runtime.http import Application, UvicornService
 from pulse.runtime.lifecycle import Service
+from pulse.runtime.settings import Settings
 from pulse.services.control import Control, OpenReach, Reach
 from pulse.topology.declared import load
-from pulse.wiring.commands import auditor_on
+from pulse.wiring.cli import auditor_on
+from pulse.wiring.console import by_path, console_on
 from pulse.wiring.mqtt_access import mqtt_hooks
 from pulse.wiring.process import Process
 
@@ -51,14 +58,17 @@ class RegistryEdge:
         await self._bucket.project(keys, self._truth.load)
 
 
-def open_reach_on(pool: Pool, *, query_s_max: float, presence_after: PresenceAfter) -> OpenReach:
+def open_reach_on(pool: Pool, settings: Settings) -> OpenReach:
     """Stores on `pool`, for one tenant or for all."""
+    presence_after = settings.presence_after()
 
     def open_reach(tenant_id: str | None, record: ChangeRecord | None) -> Reach:
         database = Scoped(pool=pool, tenant_id=tenant_id, record=record)
         return Reach(
             identities=IdentityStore(database, presence_after=presence_after),
-            telemetry=TelemetryReader(database, statement_s_max=query_s_max, presence_after=presence_after),
+            telemetry=TelemetryReader(database, statement_s_max=settings.query_s_max, presence_after=presence_after),
+            shadows=ShadowStore(database, names_max=settings.shadow_names_max),
+            commands=CommandStore(database, open_max=settings.command_open_max),
             changes=ChangeLog(database),
             keys=KeyStore(database),
         )
@@ -67,13 +77,18 @@ def open_reach_on(pool: Pool, *, query_s_max: float, presence_after: PresenceAft
 
 
 async def ui_services(process: Process) -> list[Service]:
-    """The HTTP service, with its address taken; what is not below `/api/` is a broker's question, or about health."""
+    """The HTTP service, with its address taken, and what the console watches.
+
+    What is not below `/api/` is a broker's question, about health, or a page.
+    """
     settings, nats, pool = process.settings, process.nats, process.pool
+    open_reach = open_reach_on(pool, settings)
+    declared = load(stream_replicas=settings.stream_replicas)
     control = Control(
-        open_reach=open_reach_on(pool, query_s_max=settings.query_s_max, presence_after=settings.presence_after()),
+        open_reach=open_reach,
         edge=RegistryEdge(nats, pool),
         auditor=auditor_on(nats, pool),
-        streams=StreamStatusReader(nats, load(stream_replicas=settings.stream_replicas)),
+        streams=StreamStatusReader(nats, declared),
     )
     bounds = ControlBounds(
         query=QueryBounds(
@@ -81,16 +96,21 @@ async def ui_services(process: Process) -> list[Service]:
             rows_max=settings.query_rows_max,
             buckets_max=settings.query_buckets_max,
         ),
+        shadow=msgspec.convert(settings, ShadowBounds, from_attributes=True),
+        command=msgspec.convert(settings, CommandBounds, from_attributes=True),
         body_bytes_max=settings.ui_body_bytes_max,
         import_bytes_max=settings.import_bytes_max,
         import_rows_max=settings.import_rows_max,
         key_requests_max=settings.ui_key_requests_max,
     )
-    other: Application = health_app(checks=process.checks, registry=process.metrics)
+    console, pipeline = console_on(
+        process, control=control, open_reach=open_reach, query=bounds.query, declared=declared
+    )
+    other: Application = by_path(console, health_app(checks=process.checks, registry=process.metrics))
     if settings.mqtt_hook_secret:
         other = mqtt_hooks(process, other)
     service = UvicornService(
-        name="control API",
+        name="console and control API",
         app=control_app(control=control, bounds=bounds, other=other),
         host=settings.ui_host,
         port=settings.ui_port,
@@ -99,4 +119,4 @@ async def ui_services(process: Process) -> list[Service]:
         request_s_max=settings.ui_request_s_max,
     )
     service.bind()
-    return [service]
+    return [pipeline, service]

@@ -34,6 +34,7 @@ class StreamStatusReader:
                     Difference(field=each.field, declared=each.declared, actual=each.actual)
                     for each in change.differences
                 ),
+                cost=str(change.cost) if change.cost else "",
             )
             for change in plan.changes
         )

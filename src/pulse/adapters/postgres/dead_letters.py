@@ -1,4 +1,4 @@
-"""The table `dead_letters`, and settling for the rescue role."""
+"""The table `dead_letters`, and burying for the rescue role."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ import msgspec
 
 from pulse.adapters.postgres.ledger import record_epoch
 from pulse.adapters.postgres.pool import Database, Pool, transaction
-from pulse.adapters.postgres.telemetry import TelemetryStore
+from pulse.adapters.postgres.settling import Entry, claim, refused, write_dead_letters
 from pulse.domain.dead_letter import Filter, Letter, Summary
-from pulse.domain.device_state import state_of
 from pulse.domain.ledger import PositionSet, sequence_of
-from pulse.domain.settlement import Settlement
+from pulse.domain.settlement import DeadLetter
 
 SUMMARY = """
     id, stream, position, subject, tenant_id, device_id, reason, error, octet_length(body) AS body_bytes, attempts,
@@ -51,6 +50,8 @@ DELETE_MATCHING = f"""
     )
 """  # noqa: S608 - constants
 IS_SETTLED = "SELECT EXISTS (SELECT FROM ledger WHERE positions @> $1::bigint)"
+IS_DEAD = "SELECT EXISTS (SELECT FROM ledger WHERE positions @> $1::bigint AND dead @> $1::bigint)"
+CHECK_TABLES = "SELECT FROM ledger, dead_letters, stream_epochs LIMIT 0"
 
 
 class DeadLetterStore:
@@ -104,16 +105,16 @@ class DeadLetterStore:
 
 
 class RescueStore:
-    """Settles messages of any stream, one at a time; satisfies `services.rescue.Store`. Every call raises Outage."""
+    """Buries messages of any stream, one at a time; satisfies `services.rescue.Store`. Every call raises Outage."""
 
     def __init__(self, pool: Pool, *, probe: Callable[[str], None]) -> None:
         self._pool = pool
         self._probe = probe
-        self._stores: dict[str, TelemetryStore] = {}
 
     async def check(self) -> None:
         """Returns where it could settle something now."""
-        await self._of("").check()
+        async with transaction(self._pool) as connection:
+            await connection.execute(CHECK_TABLES)
 
     async def epoch(self, stream: str, created_ns: int) -> int:
         """The number of the making of `stream` at `created_ns`; a new one is recorded."""
@@ -124,20 +125,24 @@ class RescueStore:
         async with transaction(self._pool) as connection:
             return bool(await connection.fetchval(IS_SETTLED, at))
 
-    async def settle(self, stream: str, settlement: Settlement) -> PositionSet:
-        """As TelemetryStore does it, and the words of its devices; Refusal where the database cannot take some row."""
-        store = self._of(stream)
-        already = await store.settle(settlement)
-        words = settlement.words
-        if words.last and not (already and await store.dead_among(already)):
-            await store.write_states({device: state_of(said) for device, said in words.of_each().items()})
-        return already
+    async def is_dead(self, at: int) -> bool:
+        """Whether the position is settled as a dead letter."""
+        async with transaction(self._pool) as connection:
+            return bool(await connection.fetchval(IS_DEAD, at))
 
-    def _of(self, stream: str) -> TelemetryStore:
-        store = self._stores.get(stream)
-        if store is None:
-            store = self._stores[stream] = TelemetryStore(self._pool, stream=stream, probe=self._probe)
-        return store
+    async def bury(self, stream: str, letter: DeadLetter) -> bool:
+        """Settle the message as this dead letter; False where it was settled before.
+
+        Raises Refusal where the database cannot take it; then nothing is written.
+        """
+        at = PositionSet.of([letter.position])
+        with refused():
+            async with transaction(self._pool) as connection:
+                already = await claim(connection, Entry(at, at).without)
+                if not already:
+                    await write_dead_letters(connection, stream, [letter])
+                self._probe("rescue.before_commit")
+        return not already
 
 
 def _summary(row: asyncpg.Record) -> Summary:

@@ -17,6 +17,7 @@ from datetime import UTC, date, datetime
 
 import asyncpg
 
+from pulse.adapters.postgres.command_sweep import drop_commands
 from pulse.adapters.postgres.pool import Connection, Pool, transaction
 from pulse.adapters.postgres.rollups import STORAGE_LOCK_KEY, TRY_STORAGE_LOCK
 from pulse.domain.ledger import SEQUENCE_BITS
@@ -126,6 +127,10 @@ class RetentionStore:
         async with transaction(self._pool) as connection:
             rows, size = await connection.fetchrow(DELETE_LETTERS, since, LETTERS_AT_ONCE) or (0, 0)
         return Dropped(series="dead_letters", relation="dead_letters", rows=rows, bytes=size) if rows else None
+
+    async def drop_commands(self, before: date) -> Dropped | None:
+        """Delete some of the commands that ended before that day; None where there are none."""
+        return await drop_commands(self._pool, before)
 
     async def _retire(self, connection: Connection, partition: Partition) -> Dropped | None:
         retired = await connection.fetchval(RETIRE, partition.low, partition.relation)

@@ -9,7 +9,19 @@ from fastapi.routing import APIRoute
 from fastapi.security import HTTPBearer
 
 from pulse import __version__
-from pulse.api.control import changes, device_import, devices, keys, models, streams, telemetry, tenants
+from pulse.api.control import (
+    changes,
+    commands,
+    device_import,
+    devices,
+    fleet_commands,
+    keys,
+    models,
+    shadows,
+    streams,
+    telemetry,
+    tenants,
+)
 from pulse.api.control.entrance import OPENAPI_PATH, PREFIX, App, ControlBounds, Entrance
 from pulse.api.control.errors import handle_errors
 from pulse.services.control import Control
@@ -30,7 +42,7 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
 
 
 # The import before the devices, whose `{device_id}` would take its name for one.
-MODULES = (tenants, device_import, devices, telemetry, streams, changes, keys)
+MODULES = (tenants, device_import, devices, telemetry, shadows, commands, fleet_commands, streams, changes, keys)
 
 
 def methods_of(path: str) -> list[str]:

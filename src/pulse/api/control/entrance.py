@@ -17,9 +17,11 @@ import msgspec
 from pulse.api.bodies import BodyReader, ClientGone
 from pulse.api.control.errors import answer_to_any
 from pulse.api.problem import Answer, Header
+from pulse.domain.command_requests import CommandBounds
 from pulse.domain.errors import LimitExceeded, PulseError, Reason, Refusal
 from pulse.domain.json_text import read_json, refuse_repeated_keys
 from pulse.domain.query import QueryBounds
+from pulse.domain.shadow import ShadowBounds
 from pulse.services.control import Control
 
 Scope = MutableMapping[str, Any]
@@ -51,6 +53,8 @@ class ControlBounds:
     """The limits of the control API."""
 
     query: QueryBounds
+    shadow: ShadowBounds
+    command: CommandBounds
     body_bytes_max: int
     import_bytes_max: int
     import_rows_max: int

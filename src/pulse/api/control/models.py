@@ -270,10 +270,14 @@ class ImportResult(Answer):
 
 
 class ProblemBody(Answer):
-    """An error, as application/problem+json (RFC 9457)."""
+    """An error, as application/problem+json (RFC 9457); what does not apply is absent."""
 
     status: int
     title: str
     detail: str
     reason: str = ""
     field: str = ""
+    position: int | None = None
+    limit: str = ""
+    limit_value: float | None = None
+    version: int | None = None

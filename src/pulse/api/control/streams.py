@@ -7,7 +7,7 @@ from fastapi import APIRouter
 from pulse.api.control import reports
 from pulse.api.control.parameters import TheCaller, TheControl
 
-AUDITED = "TELEMETRY"
+AUDITED = ("TELEMETRY", "SHADOW", "COMMANDS")
 
 router = APIRouter(tags=["streams"])
 
@@ -21,7 +21,7 @@ async def streams_status(caller: TheCaller, control: TheControl) -> object:
 
 @router.get("/audit", response_model=reports.AuditReport)
 async def audit(caller: TheCaller, control: TheControl) -> dict[str, object]:
-    """accepted = stored + dead + in flight + expired, for each making of TELEMETRY, on the running system."""
+    """accepted = stored + dead + in flight + expired, for each making of the streams of devices, while they run."""
     caller.reading(None)
-    audits = await control.auditor.audit(AUDITED)
+    audits = [each for stream in AUDITED for each in await control.auditor.audit(stream)]
     return {"ok": all(each.balanced and not each.expired for each in audits), "audits": audits}

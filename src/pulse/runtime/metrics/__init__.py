@@ -8,8 +8,11 @@ from __future__ import annotations
 
 from pulse.runtime.metrics.audit import AuditMetrics
 from pulse.runtime.metrics.bridge import BridgeMetrics
+from pulse.runtime.metrics.commands import CommandMetrics, FleetMetrics, SweepMetrics
+from pulse.runtime.metrics.downlink import DownlinkMetrics, PollMetrics, PostmanMetrics
 from pulse.runtime.metrics.edge import GatewayMetrics, PublishMetrics, RegistryMetrics
 from pulse.runtime.metrics.mqtt_access import MqttAccessMetrics
+from pulse.runtime.metrics.shadow import ShadowMetrics
 from pulse.runtime.metrics.storage import RetentionMetrics, RollupMetrics
 from pulse.runtime.metrics.table import TABLE, Declared, process_registry
 from pulse.runtime.metrics.workers import DeadLetterMetrics, IngestMetrics, RescueMetrics
@@ -18,15 +21,22 @@ __all__ = [
     "TABLE",
     "AuditMetrics",
     "BridgeMetrics",
+    "CommandMetrics",
     "DeadLetterMetrics",
     "Declared",
+    "DownlinkMetrics",
+    "FleetMetrics",
     "GatewayMetrics",
     "IngestMetrics",
     "MqttAccessMetrics",
+    "PollMetrics",
+    "PostmanMetrics",
     "PublishMetrics",
     "RegistryMetrics",
     "RescueMetrics",
     "RetentionMetrics",
     "RollupMetrics",
+    "ShadowMetrics",
+    "SweepMetrics",
     "process_registry",
 ]

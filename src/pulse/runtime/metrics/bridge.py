@@ -16,7 +16,7 @@ from pulse.runtime.metrics.table import EDGE_REASONS, REQUEST_S, TABLE
 
 REASONS = (*EDGE_REASONS, Reason.INVALID_TOPIC, Reason.NOT_FOUND, "retained")
 """Each is there from the start, so that its first increase is seen as one."""
-OUTCOMES = ("stored", "duplicate", "dead_letter", "refused", "repeated")
+OUTCOMES = ("stored", "duplicate", "dead_letter", "rejected", "refused", "repeated")
 
 
 class BridgeMetrics(Collector):
@@ -28,7 +28,7 @@ class BridgeMetrics(Collector):
         self._outcomes = dict.fromkeys(OUTCOMES, 0)
         self._buckets = [0] * (len(REQUEST_S) + 1)
         self._seconds = 0.0
-        self._refused = dict.fromkeys(product(map(str, REASONS), ("dead_letter", "refused")), 0)
+        self._refused = dict.fromkeys(product(map(str, REASONS), ("dead_letter", "rejected", "refused")), 0)
         self._waiting = {"mqtt": 0, "nats": 0}
         """How many parts of the bridge wait: its connection and what is in flight wait for NATS each by itself."""
         registry.register(self)

@@ -85,20 +85,59 @@ TABLE = {
     ),
     "pulse_bridge_received_total": Declared("counter", "Messages that a broker handed over, repeated ones included"),
     "pulse_bridge_messages_total": Declared(
-        "counter", "What became of them: stored, duplicate, dead_letter, refused, repeated", ("outcome",)
+        "counter", "What became of them: stored, duplicate, dead_letter, rejected, refused, repeated", ("outcome",)
     ),
     "pulse_bridge_refused_total": Declared(
-        "counter", "Messages not accepted, kept as dead_letter or only counted (refused)", ("reason", "outcome")
+        "counter",
+        "Messages not accepted: a dead_letter, rejected by an answer, or only counted (refused)",
+        ("reason", "outcome"),
     ),
     "pulse_bridge_ack_seconds": Declared("histogram", "Read to PUBACK, fsync included", (), REQUEST_S),
     "pulse_bridge_in_flight": Declared("gauge", "Messages that are neither stored nor refused yet"),
     "pulse_bridge_waiting": Declared("gauge", "1 while the bridge waits out an outage", ("system",)),
+    "pulse_outbox_messages_total": Declared(
+        "counter",
+        "Messages to devices that left the outbox: posted, refused (NATS cannot carry it)",
+        ("kind", "outcome"),
+    ),
+    "pulse_outbox_oldest_seconds": Declared("gauge", "For how long the first message in the outbox waits", ("kind",)),
+    "pulse_outbox_waiting": Declared("gauge", "1 while the postman waits out an outage", ("kind", "system")),
+    "pulse_downlink_messages_total": Declared(
+        "counter",
+        "What became of messages to devices: delivered to the broker, no_subscriber, refused, too_large, foreign",
+        ("outcome",),
+    ),
+    "pulse_downlink_in_flight": Declared("gauge", "Messages to devices that the broker has not confirmed yet"),
+    "pulse_downlink_waiting": Declared("gauge", "1 while the downlink waits out an outage", ("system",)),
+    "pulse_gateway_polls": Declared("gauge", "Devices that wait for a command over HTTP"),
     "pulse_ingest_messages_total": Declared("counter", "Messages settled: stored, dead, already_settled", ("outcome",)),
     "pulse_ingest_redelivered_total": Declared("counter", "Messages that came once more"),
     "pulse_ingest_batch_messages": Declared("histogram", "Messages settled by one transaction", (), BATCH_MESSAGES),
     "pulse_ingest_commit_seconds": Declared("histogram", "One transaction of COPY and ledger", (), COMMIT_S),
     "pulse_ingest_waiting": Declared("gauge", "1 while the worker waits out an outage", ("system",)),
     "pulse_ingest_end_to_end_seconds": Declared("histogram", "Received to stored, sampled", (), END_TO_END_S),
+    "pulse_shadow_messages_total": Declared(
+        "counter",
+        "Messages settled: updates accepted, gets answered, either rejected, dead, already_settled",
+        ("outcome",),
+    ),
+    "pulse_shadow_redelivered_total": Declared("counter", "Messages that came once more"),
+    "pulse_shadow_batch_messages": Declared("histogram", "Messages settled by one transaction", (), BATCH_MESSAGES),
+    "pulse_shadow_commit_seconds": Declared("histogram", "One transaction of ledger and shadows", (), COMMIT_S),
+    "pulse_shadow_waiting": Declared("gauge", "1 while the worker waits out an outage", ("system",)),
+    "pulse_shadow_end_to_end_seconds": Declared("histogram", "Received to settled, sampled", (), END_TO_END_S),
+    "pulse_commands_messages_total": Declared(
+        "counter", "Messages settled: moved their command, late (it moved nothing), dead, already_settled", ("outcome",)
+    ),
+    "pulse_commands_moves_total": Declared(
+        "counter", "Commands that came into a state, by their device, by time, or with their fleet", ("state",)
+    ),
+    "pulse_commands_redelivered_total": Declared("counter", "Messages that came once more"),
+    "pulse_commands_commit_seconds": Declared("histogram", "One transaction of ledger and commands", (), COMMIT_S),
+    "pulse_commands_waiting": Declared("gauge", "1 while the worker waits out an outage", ("system",)),
+    "pulse_commands_said_again_total": Declared("counter", "Commands that are sent again to a device that is there"),
+    "pulse_fleets_made_total": Declared("counter", "Commands that were made for fleets"),
+    "pulse_fleets_waiting": Declared("gauge", "1 while what makes them waits out an outage", ("system",)),
     "pulse_rescue_items_total": Declared(
         "counter", "Items of DEAD_LETTERS: stored, dead, already_settled, gone, foreign", ("outcome",)
     ),
