@@ -1,0 +1,241 @@
+"""Who gets into the console, what a form has to prove, and what a page may load."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from datetime import timedelta
+
+import pytest
+
+from console import ORIGIN, PASSWORD, Site, console
+from pulse.adapters.embedded.nats_server import NatsServer
+from pulse.adapters.postgres.access import KeyStore
+from pulse.adapters.postgres.console import AccountStore, SessionStore
+from pulse.adapters.postgres.pool import transaction
+from pulse.services.sign_in import ATTEMPTS_BURST
+
+LINK = "l" * 43
+OPERATORS_ALONE = ("/streams", "/streams/TELEMETRY", "/settings/keys", "/events?topic=pipeline")
+PAGES = ("/devices", "/devices/add", "/devices/import", "/live", "/dead-letters", "/settings", "/settings/log")
+
+
+@pytest.fixture
+async def site(database: str, nats: NatsServer) -> AsyncIterator[Site]:
+    """A browser that is not signed in."""
+    async with console(database, nats) as made:
+        yield made
+
+
+@pytest.mark.parametrize("path", ["/", *PAGES, "/streams", "/events?topic=systems"])
+async def test_every_page_wants_somebody_who_is_signed_in(site: Site, path: str) -> None:
+    answer = await site.client.get(path, headers={"accept": "text/html"})
+    assert answer.status_code == 303
+    assert answer.headers["location"].startswith("/sign-in")
+    asked_by_a_script = await site.client.get(path, headers={"accept": "text/event-stream"})
+    assert asked_by_a_script.status_code == 401
+
+
+async def test_each_way_in_is_one_and_a_wrong_proof_is_none(site: Site) -> None:
+    await SessionStore(site.pool).add_link(LINK, key_secret=site.operator, life_s=60)
+    for proof in ({"key": site.operator}, {"account": "ada", "password": PASSWORD}, {"link": LINK}):
+        browser = site.another()
+        await browser.get("/sign-in")
+        assert (await browser.post("/sign-in", proof)).status_code == 303
+        assert (await browser.get("/devices")).status_code == 200
+    for proof in (
+        {"key": "pulsekey_" + "A" * 43},
+        {"account": "ada", "password": PASSWORD + "!"},
+        {"account": "nobody", "password": PASSWORD},
+        {"link": LINK},
+    ):
+        browser = site.another()
+        await browser.get("/sign-in")
+        assert (await browser.post("/sign-in", proof)).status_code == 401
+        assert (await browser.get("/devices")).status_code == 303
+
+
+async def test_a_link_that_is_only_looked_at_is_not_used_up(site: Site) -> None:
+    await SessionStore(site.pool).add_link(LINK, key_secret=site.operator, life_s=60)
+    for _ in range(3):
+        assert (await site.get(f"/sign-in/link?token={LINK}")).status_code == 200
+    assert (await site.post("/sign-in", {"link": LINK})).status_code == 303
+
+
+async def test_a_cookie_from_before_signing_in_is_worth_nothing_afterwards(site: Site) -> None:
+    """Session fixation: whoever planted the cookie would be signed in with it."""
+    await site.get("/sign-in")
+    planted = site.client.cookies["pulse"]
+    await site.post("/sign-in", {"key": site.operator})
+    assert site.client.cookies["pulse"] != planted
+    thief = site.another()
+    thief.client.cookies.set("pulse", planted)
+    assert (await thief.get("/devices")).status_code == 303
+
+
+async def test_the_cookie_is_kept_from_scripts_and_other_sites(database: str, nats: NatsServer) -> None:
+    async with console(database, nats) as site:
+        cookie = (await site.get("/sign-in")).headers["set-cookie"].lower()
+        assert {"httponly", "samesite=strict", "path=/"} <= {part.strip() for part in cookie.split(";")}
+        assert "secure" not in cookie
+
+
+async def test_behind_https_the_cookie_goes_nowhere_else(database: str, nats: NatsServer) -> None:
+    async with console(database, nats, ui_public_url="https://pulse.example") as site:
+        answer = await site.get("/sign-in")
+        cookie = answer.headers["set-cookie"]
+        assert cookie.startswith("__Host-pulse=")
+        assert "secure" in cookie.lower()
+        assert "max-age" in answer.headers["strict-transport-security"]
+
+
+@pytest.mark.parametrize("token", ["", "x" * 43, "ü"])
+async def test_a_form_without_its_own_token_does_nothing(site: Site, token: str) -> None:
+    await site.sign_in(site.operator)
+    answer = await site.post("/settings/tenants", {"action": "create", "tenant_id": "made"}, token=token)
+    assert answer.status_code == 403
+    assert "made" not in (await site.get("/settings")).text
+
+
+async def test_the_token_of_one_session_is_none_of_another(site: Site) -> None:
+    await site.sign_in(site.operator)
+    theirs = site.another()
+    await theirs.sign_in(site.operator)
+    fields = {"action": "create", "tenant_id": "made"}
+    assert (await site.post("/settings/tenants", fields, token=theirs.token)).status_code == 403
+    assert (await site.post("/settings/tenants", fields)).status_code == 303
+
+
+@pytest.mark.parametrize("headers", [{"origin": "http://evil.example"}, {"sec-fetch-site": "cross-site"}])
+async def test_a_form_of_another_site_does_nothing(site: Site, headers: dict[str, str]) -> None:
+    await site.sign_in(site.operator)
+    form = {"form_token": site.token, "action": "create", "tenant_id": "made"}
+    assert (await site.client.post("/settings/tenants", data=form, headers=headers)).status_code == 403
+
+
+async def test_every_form_of_every_page_has_a_token(site: Site) -> None:
+    await site.sign_in(site.operator)
+    for path in ("/sign-in", "/", *PAGES, "/streams", "/settings/keys", "/devices/acme/boiler"):
+        text = (await site.get(path)).text
+        assert text.count('method="post"') == text.count('name="form_token"'), path
+
+
+async def test_no_answer_lets_anything_inline_or_foreign_run(site: Site) -> None:
+    await site.sign_in(site.operator)
+    for path in ("/", *PAGES, "/streams", "/settings/keys", "/devices/acme/boiler", "/nothing", "/static/nothing.js"):
+        answer = await site.get(path)
+        policy = answer.headers["content-security-policy"]
+        assert "default-src 'none'" in policy
+        assert "unsafe" not in policy
+        assert "frame-ancestors 'none'" in policy
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert answer.headers["cache-control"] == "no-store"
+        assert "<style" not in answer.text
+        assert ' style="' not in answer.text
+        assert "http://" not in answer.text.replace(ORIGIN, "").replace("http://127.0.0.1", "")
+
+
+async def test_guessing_a_password_ends_after_a_few_tries_for_the_right_one_too(site: Site) -> None:
+    await site.get("/sign-in")
+    for _ in range(ATTEMPTS_BURST):
+        assert (await site.post("/sign-in", {"account": "ada", "password": "wrong"})).status_code == 401
+    refused = await site.post("/sign-in", {"account": "ada", "password": PASSWORD})
+    assert refused.status_code == 429
+    assert int(refused.headers["retry-after"]) > 0
+    assert (await site.post("/sign-in", {"account": "tim", "password": PASSWORD})).status_code == 303
+
+
+async def test_signing_out_ends_the_session_for_whoever_kept_the_cookie(site: Site) -> None:
+    await site.sign_in(site.operator)
+    kept = site.client.cookies["pulse"]
+    assert (await site.post("/sign-out", {})).status_code == 303
+    thief = site.another()
+    thief.client.cookies.set("pulse", kept)
+    assert (await thief.get("/devices")).status_code == 303
+
+
+async def test_a_revoked_key_and_an_ended_account_sign_in_no_more(site: Site) -> None:
+    await AccountStore(site.pool).end("ada")
+    await site.get("/sign-in")
+    assert (await site.post("/sign-in", {"account": "ada", "password": PASSWORD})).status_code == 401
+    keys = {key.name: key.key_id for key in await KeyStore(site.pool).keys()}
+    await KeyStore(site.pool).revoke(keys["acme's"])
+    assert (await site.post("/sign-in", {"key": site.acme})).status_code == 401
+
+
+async def test_another_password_ends_the_sessions_of_the_old_one(site: Site) -> None:
+    await site.get("/sign-in")
+    await site.post("/sign-in", {"account": "ada", "password": PASSWORD})
+    await AccountStore(site.pool).set_password("ada", "$argon2id$v=19$m=8,t=1,p=1$c2FsdHNhbHQ$aGFzaA")
+    async with transaction(site.pool) as connection:
+        assert await connection.fetchval("SELECT count(*) FROM console_sessions") == 0
+
+
+async def test_a_session_ends_with_its_time(database: str, nats: NatsServer) -> None:
+    async with console(database, nats, ui_session_s_max=3600, ui_session_idle_s_max=600) as site:
+        await site.sign_in(site.operator)
+        async with transaction(site.pool) as connection:
+            ends_in = await connection.fetchval("SELECT expires_at - now() FROM console_sessions")
+            assert timedelta(minutes=59) < ends_in <= timedelta(hours=1)
+
+
+@pytest.mark.parametrize("path", OPERATORS_ALONE)
+async def test_a_tenants_key_sees_nothing_of_the_installation(site: Site, path: str) -> None:
+    await site.sign_in(site.acme)
+    assert (await site.get(path)).status_code == 403
+
+
+async def test_a_tenants_key_sees_its_tenant_alone(site: Site) -> None:
+    await site.sign_in(site.acme)
+    home = await site.get("/")
+    assert home.headers["location"] == "/devices"
+    devices = (await site.get("/devices")).text
+    assert "/devices/acme/boiler" in devices
+    assert "/devices/other/" not in devices
+    assert "/devices/other/" not in (await site.get("/devices?tenant=other")).text
+    assert (await site.get("/devices/other/boiler")).status_code == 403
+    assert (await site.get("/devices/other/boiler/series?metric=t")).status_code == 403
+    assert (await site.get("/events?topic=tail&stream=TELEMETRY&tenant=other")).status_code == 403
+    assert (await site.get("/events?topic=device&tenant=other&device=boiler")).status_code == 403
+    assert (await site.get("/settings/log?tenant=other")).status_code == 403
+    added = await site.post("/devices/add", {"tenant_id": "other", "device_id": "mine"})
+    assert added.status_code == 403
+    assert (await site.post("/settings/tenants", {"action": "create", "tenant_id": "mine"})).status_code == 403
+
+
+async def test_a_key_that_reads_changes_nothing(site: Site) -> None:
+    await site.sign_in(site.acme_reader)
+    assert "Add a device" not in (await site.get("/devices")).text
+    assert (await site.post("/devices/add", {"tenant_id": "acme", "device_id": "new"})).status_code == 403
+    change = await site.post("/devices/acme/boiler/change", {"action": "disable"})
+    assert change.status_code == 403
+
+
+async def test_who_signed_in_and_out_stands_in_the_audit_log(site: Site) -> None:
+    await site.sign_in(site.operator)
+    await site.post("/sign-out", {})
+    await site.sign_in(site.operator)
+    log = (await site.get("/settings/log")).text
+    assert log.count("session.begin") == 2
+    assert log.count("session.end") == 1
+    assert site.operator not in log
+
+
+@pytest.mark.parametrize("target", ["//evil.example", "https://evil.example", "/\\evil.example", "javascript:alert(1)"])
+async def test_signing_in_leads_nowhere_else(site: Site, target: str) -> None:
+    await site.get("/sign-in")
+    answer = await site.post("/sign-in", {"key": site.operator, "next": target})
+    assert answer.headers["location"] == "/"
+
+
+async def test_a_form_beyond_its_bound_is_refused(site: Site) -> None:
+    await site.sign_in(site.operator)
+    answer = await site.post("/settings/tenants", {"name": "x" * 300_000})
+    assert answer.status_code == 413
+
+
+async def test_what_a_device_says_is_text_on_a_page(site: Site) -> None:
+    await site.sign_in(site.operator)
+    name = "<img src=x onerror=alert(1)>\"'"
+    await site.post("/devices/acme/boiler/change", {"action": "rename", "name": name})
+    assert "<img src=x" not in (await site.get("/devices/acme/boiler")).text
+    assert "&lt;img src=x" in (await site.get("/devices")).text
