@@ -13,7 +13,7 @@ from pulse.adapters.postgres.command_fleets import FleetLots
 from pulse.adapters.postgres.commands import CommandStore
 from pulse.adapters.postgres.pool import Scoped
 from pulse.domain.command import State
-from pulse.domain.errors import Reason, Refusal
+from pulse.domain.errors import LimitExceeded, Reason, Refusal
 from pulse.domain.fleet import Filter, Fleet, NewFleet, Stage
 
 
@@ -84,6 +84,28 @@ async def test_five_thousand_devices_get_one_each_though_the_expander_dies_on_it
     assert rows == 5000
 
 
+async def test_a_tenant_has_no_more_open_fleet_commands_than_it_may(bench: CommandBench) -> None:
+    """Each has one command a device: without a bound they would fill what `command_open_max` bounds."""
+    await bench.register(names(3))
+    await bench.register(names(3), tenant_id="other")
+    store = CommandStore(bench.pool, open_max=2)
+
+    async def ask(**given: object) -> Fleet:
+        return (await store.create_fleet(asked(**given), who="key", at_ms=bench.now_ms))[0]
+
+    first, second = await ask(idempotency_key="k"), await ask(filter=Filter(devices=("d0001",)))
+    for _ in range(2):
+        with pytest.raises(LimitExceeded) as raised:
+            await ask()
+        assert (raised.value.limit, raised.value.value) == ("command_open_max", 2)
+        await expand(bench, FleetLots(bench.pool))
+    assert (await ask(idempotency_key="k")).fleet_id == first.fleet_id, "a repetition makes none"
+    await ask(tenant_id="other")
+    await store.cancel_fleet(TENANT, second.fleet_id, who="key", at_ms=bench.now_ms)
+    await expand(bench, FleetLots(bench.pool))
+    await ask()
+
+
 async def test_three_expanders_at_once_make_one_a_device(bench: CommandBench) -> None:
     await bench.register(names(300))
     fleets = [await make(bench, name=name) for name in ("a", "b", "c", "d")]
@@ -112,26 +134,26 @@ async def test_fleets_take_turns(bench: CommandBench) -> None:
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        ({"all": True}, {"a1", "a2", "b1", "b2"}),
-        ({"prefix": "a"}, {"a1", "a2"}),
-        ({"attributes": {"model": "x"}}, {"a2", "b2"}),
-        ({"attributes": {"model": "x", "floor": 3}}, {"b2"}),
-        ({"prefix": "a", "attributes": {"model": "x"}}, {"a2"}),
-        ({"devices": ("b1", "a1")}, {"a1", "b1"}),
-        ({"devices": ("b1", "a2"), "attributes": {"model": "x"}}, {"a2"}),
-        ({"prefix": "_"}, set()),
+        ({"all": True}, ["a1", "a2", "b1", "b2"]),
+        ({"prefix": "a"}, ["a1", "a2"]),
+        ({"attributes": {"model": "x"}}, ["a2", "b2"]),
+        ({"attributes": {"model": "x", "floor": 3}}, ["b2"]),
+        ({"prefix": "a", "attributes": {"model": "x"}}, ["a2"]),
+        ({"devices": ("b1", "a1")}, ["a1", "b1"]),
+        ({"devices": ("b1", "a2"), "attributes": {"model": "x"}}, ["a2"]),
+        ({"prefix": "_"}, []),
     ],
     ids=str,
 )
 async def test_a_filter_chooses_the_devices_that_all_of_it_holds_for(
-    bench: CommandBench, given: Mapping[str, object], expected: set[str]
+    bench: CommandBench, given: Mapping[str, object], expected: list[str]
 ) -> None:
     await bench.register(["a1", "b1"])
     await bench.register(["a2"], attributes='{"model":"x","floor":2}')
     await bench.register(["b2"], attributes='{"model":"x","floor":3}')
     await make(bench, filter=Filter(**given))  # type: ignore[arg-type]
     await expand(bench, FleetLots(bench.pool, lot_max=1))
-    assert {each.device_id for each in await bench.post()} == expected
+    assert {each.device_id for each in await bench.post()} == set(expected)
 
 
 async def test_progress_is_told_by_state_as_devices_answer(bench: CommandBench) -> None:

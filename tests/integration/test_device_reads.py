@@ -21,6 +21,7 @@ from pulse.adapters.nats.connection import PulseClient
 from pulse.domain.envelope import unwrap
 from pulse.domain.errors import Outage, Reason, Refusal
 from pulse.runtime.settings import Settings
+from pulse.services import polls as polling
 
 DEVICE = "/device/v1/tenant/acme/device/d0"
 AUTH = {"Authorization": f"Bearer {TOKEN}"}
@@ -142,6 +143,23 @@ async def test_commands_that_are_open_come_at_once_and_are_reported_as_sent(clie
         assert sorted(await sent(client)) == [("d0", "c1"), ("d0", "c2")]
 
 
+async def test_what_is_handed_out_again_and_again_is_reported_now_and_then(
+    client: PulseClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands = Commands(open={"d0": ["c1", "c2"]})
+    async with answering(client, "commands", commands.answer), serving(client, settings()) as url:
+        for _ in range(5):
+            _, _, body = await get(url, f"{DEVICE}/commands")
+            assert [each["commandId"] for each in msgspec.json.decode(body)["commands"]] == ["c1", "c2"]
+        assert sorted(await sent(client)) == [("d0", "c1"), ("d0", "c2")]
+        commands.open["d0"].append("c3")
+        await get(url, f"{DEVICE}/commands")
+        assert sorted(await sent(client)) == [("d0", "c1"), ("d0", "c2"), ("d0", "c3")]
+        monkeypatch.setattr(polling, "REPORTED_S", 0.0)
+        await get(url, f"{DEVICE}/commands")
+        assert len(await sent(client)) == 6
+
+
 async def test_a_command_wakes_the_poll_of_its_device_and_no_other(client: PulseClient) -> None:
     commands = Commands()
     async with answering(client, "commands", commands.answer), serving(client, settings()) as url:
@@ -186,6 +204,29 @@ async def test_a_device_that_goes_away_frees_its_place(client: PulseClient) -> N
             return (await get(url, f"{DEVICE}/commands"))[0] == 200
 
         await until(is_free, "its place is free")
+
+
+async def test_no_device_takes_the_places_of_others(client: PulseClient) -> None:
+    commands = Commands()
+    async with (
+        answering(client, "commands", commands.answer),
+        serving(client, settings(gateway_polls_max=3, gateway_device_reads_max=2)) as url,
+    ):
+        polls = [asyncio.create_task(get(url, f"{DEVICE}/commands?wait=20")) for _ in range(2)]
+        await until(lambda: commands.questions == 2, "both wait")
+        for path in ("commands?wait=20", "commands", "shadow"):
+            status, headers, body = await get(url, f"{DEVICE}/{path}")
+            assert (status, headers["Retry-After"]) == (429, "1")
+            assert msgspec.json.decode(body)["limit"] == "gateway_device_reads_max"
+        assert (await get(url, "/device/v1/tenant/acme/device/d1/commands"))[0] == 200
+        polls[0].cancel()
+
+        async def is_free() -> bool:
+            return (await get(url, f"{DEVICE}/commands"))[0] == 200
+
+        await until(is_free, "a place is free")
+        polls[1].cancel()
+        await asyncio.gather(*polls, return_exceptions=True)
 
 
 async def test_a_stop_ends_the_polls_with_an_answer(client: PulseClient) -> None:
@@ -274,7 +315,7 @@ async def test_a_question_of_many_goes_to_one_and_more_than_may_wait_are_told(cl
     async with (
         answering(client, "shadow", answer, concurrency_max=1, waiting_max=2, answer_s_max=30.0),
         answering(client, "shadow", answer, concurrency_max=1, waiting_max=2, answer_s_max=30.0),
-        serving(client, settings(gateway_ask_s_max=30.0)) as url,
+        serving(client, settings(gateway_ask_s_max=30.0, gateway_device_reads_max=99)) as url,
     ):
         asking = [asyncio.create_task(get(url, f"{DEVICE}/shadow")) for _ in range(30)]
         await until(lambda: sum(each.done() for each in asking) == 26, "all but four are told to come again")

@@ -21,6 +21,7 @@ from pulse.adapters.embedded import ports
 from pulse.adapters.embedded.nats_server import MqttListener, NatsServer
 from pulse.adapters.nats.auth_callout import AuthCallout, Doorkeeper
 from pulse.adapters.nats.connection import PulseClient, connection
+from pulse.adapters.nats.mqtt_queues import cut_queues
 from pulse.adapters.nats.nkeys import AccountKey
 from pulse.adapters.nats.provisioner import Provisioner
 from pulse.domain.errors import ConfigurationError
@@ -39,6 +40,7 @@ OTHER_TOKEN = make_token(secrets.token_bytes(32))
 ACCESS_PASSWORD = secrets.token_urlsafe(24)
 BRIDGE_PASSWORD = secrets.token_urlsafe(24)
 T1 = "acme/t-1"
+T2 = "acme/t-2"
 OWN = "tenant/acme/device/t-1/"
 
 
@@ -292,6 +294,50 @@ def _publish_all(door: Door, topics: list[str]) -> None:
     with door.inside() as client:
         for topic in topics:
             client.publish(topic, b"hostile")
+
+
+async def test_what_waits_for_a_device_is_cut_and_what_devices_said_is_not(door: Door) -> None:
+    """nats-server keeps either in one stream, without a limit: a device that is away could fill everybody's store."""
+    client, delta = door.client, OWN + "shadow/update/delta"
+    bridge = {"port": door.port, "user": "mqtt-bridge", "token": BRIDGE_PASSWORD, "clean": False}
+
+    def fill() -> None:
+        with device(**bridge) as listening:  # type: ignore[arg-type]
+            assert listening.connect()
+            assert listening.subscribe("tenant/+/device/+/telemetry")
+        with door.inside(clean=False) as heard:
+            assert heard.subscribe(delta)
+            assert heard.subscribe(OWN + "commands")
+        with device(**bridge | {"client_id": "other"}) as speaking:  # type: ignore[arg-type]
+            assert speaking.connect()
+            for number in range(8):
+                speaking.publish(delta, b"%d" % number)
+            speaking.publish(OWN + "commands", b"command")
+        with door.inside(T2, OTHER_TOKEN) as other:
+            for number in range(8):
+                other.publish("tenant/acme/device/t-2/telemetry", b"%d" % number)
+
+    def hear(client: Client, count: int) -> list[bytes]:
+        assert client.connect()
+        client.wait(lambda: len(client.heard.messages) >= count, f"{count} messages")
+        return sorted(payload for _, payload in client.heard.messages)
+
+    def drain() -> tuple[list[bytes], list[bytes]]:
+        with device(port=door.port, user=T1, token=TOKEN, clean=False) as own, device(**bridge) as ours:  # type: ignore[arg-type]
+            return hear(own, 3), hear(ours, 8)
+
+    await asyncio.to_thread(fill)
+    assert await cut_queues(client, DOWN) == 0, "there is room"
+    assert await cut_queues(client, DOWN, queue_max=3) == 5
+    assert await cut_queues(client, DOWN, queue_max=3, queue_max_crowded=2, crowded_bytes=1) == 1
+    own, ours = await asyncio.to_thread(drain)
+    assert own == [b"6", b"7", b"command"]
+    assert ours == [b"%d" % number for number in range(8)]
+
+
+async def test_where_no_device_ever_came_there_is_nothing_to_cut(nats: NatsServer) -> None:
+    async with connection(nats.url, name="test") as client:
+        assert await cut_queues(client, DOWN, queue_max=0) == 0
 
 
 async def test_a_last_will_is_held_to_the_same_topics(door: Door) -> None:

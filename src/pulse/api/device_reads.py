@@ -7,6 +7,7 @@
 
 Token, rates and errors are those of what a device sends (api/device.py). There is no database here: roles that have
 one are asked (adapters/nats/ask.py), and where they are away the answer is 503. A device that hangs up frees its place.
+It has a few places and no more (429): what can wait, and what can be asked, is everybody's.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Awaitable, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TypeVar
 from urllib.parse import parse_qsl
 
@@ -26,7 +29,7 @@ from pulse.api.device import App, Receive, Scope, Send
 from pulse.api.device_paths import DEVICE, OTHER, decoded, shadow_name
 from pulse.api.headers import read_headers
 from pulse.api.problem import Answer, Header, answer_to, problem, problem_of
-from pulse.domain.errors import Outage, Reason, Refusal
+from pulse.domain.errors import LimitExceeded, Outage, Reason, Refusal
 from pulse.domain.identity import check_device_id, check_tenant_id
 from pulse.services.gateway import Gateway, GatewayMetrics
 from pulse.services.polls import Asker, Polls
@@ -44,6 +47,7 @@ WHERE = "GET /device/v1/tenant/{tenant_id}/device/{device_id}/{shadow|commands}"
 WAIT_LENGTH_MAX = 16
 NO_STORE: Header = (b"cache-control", b"no-store")
 NOT_MODIFIED = 304
+PLACE_RETRY_AFTER_S = 1.0
 
 
 class _Versioned(msgspec.Struct, frozen=True):
@@ -56,7 +60,8 @@ _version_of = msgspec.json.Decoder(_Versioned).decode
 class DeviceReads:
     """The ASGI application; `other` answers all paths that are not below `/device/`.
 
-    `wait_s_max` bounds a poll: who asks for more waits that long.
+    `wait_s_max` bounds a poll: who asks for more waits that long. `device_reads_max` is how much one device may ask at
+    the same time.
     """
 
     def __init__(
@@ -67,6 +72,7 @@ class DeviceReads:
         polls: Polls,
         metrics: GatewayMetrics,
         wait_s_max: float,
+        device_reads_max: int,
         other: App,
     ) -> None:
         self._gateway = gateway
@@ -74,7 +80,9 @@ class DeviceReads:
         self._polls = polls
         self._metrics = metrics
         self._wait_s_max = wait_s_max
+        self._device_reads_max = device_reads_max
         self._other = other
+        self._reads: Counter[tuple[str, str]] = Counter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -90,8 +98,8 @@ class DeviceReads:
                 answer = problem(405, "only GET is allowed here", headers=((b"allow", b"GET"),))
             else:
                 self._admit(tenant_id, device_id, scope["headers"])
-                reading = self._read(kind, tenant_id, device_id, scope)
-                found = await _unless_gone(reading, receive)
+                with self._place(tenant_id, device_id):
+                    found = await _unless_gone(self._read(kind, tenant_id, device_id, scope), receive)
                 if found is None:
                     return
                 answer, waited_s = found
@@ -110,6 +118,26 @@ class DeviceReads:
         check_device_id(device_id)
         self._gateway.authenticate(tenant_id, device_id, read_headers(headers).token)
         self._gateway.admit(tenant_id, device_id)
+
+    @contextmanager
+    def _place(self, tenant_id: str, device_id: str) -> Iterator[None]:
+        """Counts the request for its device. Raises LimitExceeded."""
+        device, bound = (tenant_id, device_id), self._device_reads_max
+        if self._reads[device] >= bound:
+            raise LimitExceeded(
+                Reason.RATE_LIMITED,
+                f"a device may ask for {bound} things at the same time",
+                limit="gateway_device_reads_max",
+                value=bound,
+                retry_after_s=PLACE_RETRY_AFTER_S,
+            )
+        self._reads[device] += 1
+        try:
+            yield
+        finally:
+            self._reads[device] -= 1
+            if not self._reads[device]:
+                del self._reads[device]
 
     async def _read(self, kind: str, tenant_id: str, device_id: str, scope: Scope) -> tuple[Answer, float]:
         """The answer, and for how long of the time it was waited for commands."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import msgspec
 
@@ -90,27 +90,40 @@ def check_storable(value: object, path: str, *, depth_max: int, limit: str) -> i
     recursive: `value` may be deeper than a stack.
     """
     named = 0
-    todo: list[tuple[object, str, int]] = [(value, path, 1)]
+    todo: list[tuple[object, _Where, int]] = [(value, (None, path), 1)]
     while todo:
         one, where, level = todo.pop()
         if isinstance(one, str):
             _refuse_nul(one, where)
         elif isinstance(one, int) and not -INTEGER_MAX - 1 <= one <= INTEGER_MAX:
-            raise Refusal(Reason.INVALID_PAYLOAD, "the integer is beyond 64 bits", field=where)
+            raise Refusal(Reason.INVALID_PAYLOAD, "the integer is beyond 64 bits", field=_spelt(where))
         elif isinstance(one, dict | list):
             if level > depth_max:
                 message = f"would have more than {depth_max} levels"
                 raise LimitExceeded(Reason.TOO_LARGE, message, limit=limit, value=depth_max, field=path)
             if isinstance(one, list):
-                todo.extend((inner, f"{where}[{index}]", level + 1) for index, inner in enumerate(one))
+                todo.extend((inner, (where, index), level + 1) for index, inner in enumerate(one))
                 continue
             named += len(one)
             for name, inner in one.items():
                 _refuse_nul(name, where)
-                todo.append((inner, f"{where}.{name}", level + 1))
+                todo.append((inner, (where, name), level + 1))
     return named
 
 
-def _refuse_nul(text: str, path: str) -> None:
+_Where: TypeAlias = "tuple[_Where | None, str | int]"
+"""What it is in, and its name or index there: spelt out only for what is at fault, a text may name 30,000 places."""
+
+
+def _spelt(where: _Where) -> str:
+    steps: list[str] = []
+    inside, step = where
+    while inside is not None:
+        steps.append(f"[{step}]" if isinstance(step, int) else f".{step}")
+        inside, step = inside
+    return "".join([str(step), *reversed(steps)])
+
+
+def _refuse_nul(text: str, where: _Where) -> None:
     if "\x00" in text:
-        raise Refusal(Reason.INVALID_PAYLOAD, "U+0000 cannot be stored", field=path)
+        raise Refusal(Reason.INVALID_PAYLOAD, "U+0000 cannot be stored", field=_spelt(where))

@@ -18,7 +18,7 @@ import re
 from enum import StrEnum
 
 from pulse.domain.errors import Refusal
-from pulse.domain.identity import ID_PATTERN, Device, Tenant, digest
+from pulse.domain.identity import ID_PATTERN, Device, digest
 from pulse.domain.registry import Record
 from pulse.domain.topics import NAME, UPWARD, parse_topic
 
@@ -149,7 +149,7 @@ def takes_away(before: Record | None, after: Record | None, now_ms: int) -> bool
         return False
     if after is None or (before.enabled and not after.enabled):
         return before.enabled
-    if isinstance(before, Tenant) or isinstance(after, Tenant):
+    if not isinstance(before, Device) or not isinstance(after, Device):
         return False
     ends = {token.digest: token.expires_at_ms for token in after.tokens}
     alive = [token for token in before.tokens if token.expires_at_ms is None or now_ms < token.expires_at_ms]

@@ -18,7 +18,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from pulse.domain.device_state import Device
-from pulse.domain.errors import LimitExceeded, Reason, Refusal
+from pulse.domain.errors import LimitExceeded, Reason, Refusal, VersionConflict
 from pulse.domain.json_text import INTEGER_MAX, check_storable, read_json
 from pulse.domain.shadow_merge import NEVER, Json, Mark, Object, Times, forgetting, merged, times
 
@@ -112,14 +112,6 @@ class Change(msgspec.Struct, frozen=True):
     at_ms: int
     who: str
     patch: Object | None
-
-
-class VersionConflict(Refusal):
-    """The update was meant for another version than the shadow has: `version`."""
-
-    def __init__(self, version: int) -> None:
-        super().__init__(Reason.CONFLICT, f"the shadow is at version {version}", field="version")
-        self.version = version
 
 
 def check_room(names: int, names_max: int) -> None:

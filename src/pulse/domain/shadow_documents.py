@@ -19,8 +19,8 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from pulse.domain.downward import Downward
-from pulse.domain.errors import Reason, Refusal
-from pulse.domain.shadow import Shadow, ShadowKey, Update, VersionConflict, same
+from pulse.domain.errors import Reason, Refusal, VersionConflict
+from pulse.domain.shadow import Shadow, ShadowKey, Update, same
 from pulse.domain.shadow_merge import Object, Times
 
 CODES = {

@@ -78,12 +78,13 @@ def forgetting(place: Place) -> tuple[Place, int]:
     """
     room, forgotten = DELETED_BYTES_MAX, NEVER
     deleted = sorted(_deleted(place), reverse=True)
+    beyond: list[Sequence[str]] = []
     for index, (cleared, path) in enumerate(deleted):
         room -= sum(map(len, path))
         if room < 0 or index >= DELETED_MAX:
             forgotten = max(forgotten, cleared)
-            place = (place[0], _without(place[1], path))
-    return place, forgotten
+            beyond.append(path)
+    return (place[0], _without(place[1], beyond) if beyond else place[1]), forgotten
 
 
 def _set(place: Place, value: Json, *, at: int, at_ms: int) -> Place:
@@ -124,11 +125,15 @@ def _deleted(place: Place, path: tuple[str, ...] = ()) -> Iterator[tuple[int, tu
             yield member.cleared, (*path, name)
 
 
-def _without(mark: Mark, path: Sequence[str]) -> Mark:
-    name, *rest = path
+def _without(mark: Mark, paths: Sequence[Sequence[str]]) -> Mark:
+    """`mark` without what is at these paths, all at once: one patch may delete thousands of places."""
     members = dict(mark.members)
-    if rest:
-        members[name] = _without(members[name], rest)
-    else:
-        del members[name]
+    below: dict[str, list[Sequence[str]]] = {}
+    for name, *rest in paths:
+        if rest:
+            below.setdefault(name, []).append(rest)
+        else:
+            del members[name]
+    for name, left in below.items():
+        members[name] = _without(members[name], left)
     return msgspec.structs.replace(mark, members=members)

@@ -31,6 +31,7 @@ from pulse.domain.mqtt_access import (
     user_name,
 )
 from pulse.domain.registry import Change, Put, Record, Removed, split_key
+from pulse.domain.route import Route
 
 log = structlog.get_logger()
 
@@ -205,7 +206,7 @@ class Revocations:
 
     def _look_at(self, change: Change, now_ms: int) -> None:
         if isinstance(change, Put):
-            ids: tuple[str, str | None] | None = _ids(change.record)
+            ids = _ids(change.record)
             after: Record | None = change.record
         elif isinstance(change, Removed):
             ids, after = split_key(change.key), None
@@ -227,5 +228,8 @@ class Revocations:
         return Tenant(tenant_id, enabled=True) if self._registry.tenant_enabled(tenant_id) else None
 
 
-def _ids(record: Record) -> tuple[str, str | None]:
+def _ids(record: Record) -> tuple[str, str | None] | None:
+    """Whose it is; None of a route, which no session depends on."""
+    if isinstance(record, Route):
+        return None
     return (record.tenant_id, None) if isinstance(record, Tenant) else (record.tenant_id, record.device_id)

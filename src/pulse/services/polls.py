@@ -7,6 +7,9 @@
 A poll has its place before it asks, so no command falls between the asking and the waiting; and it asks again when it
 is woken, so what it hands out is what the database says, once. A waking that is lost costs a device its wait, and
 nothing else. The report precedes the answer: what a device says of a command comes after the word that it was sent.
+
+What is handed out again and again, to a device that asks in a loop and answers for nothing, is reported now and then:
+each answer may hold a hundred commands, and a hundred reports of each would push what others say out of COMMANDS.
 """
 
 from __future__ import annotations
@@ -16,7 +19,8 @@ import contextlib
 import itertools
 import secrets
 import time
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import NamedTuple, Protocol
 
@@ -30,6 +34,10 @@ from pulse.domain.subjects import MessageType, subject_for
 
 Device = tuple[str, str]
 """Tenant and device id."""
+REPORTED_S = 30.0
+"""How soon a command that is handed out once more is reported once more."""
+REPORTED_MAX = 100_000
+"""Commands that are remembered as reported; some 200 bytes each."""
 
 
 class Asker(Protocol):
@@ -88,6 +96,7 @@ class Polls:
         self._are_kept = False
         self._process_id = secrets.token_hex(8)
         self._numbers = itertools.count()
+        self._reported: OrderedDict[tuple[str, str, str], float] = OrderedDict()
 
     @property
     def count(self) -> int:
@@ -136,7 +145,7 @@ class Polls:
             body = await self._asker.ask(COMMANDS, *device)
             found = _decode(body).commands
             if found:
-                await asyncio.gather(*[self._report(*device, each.command_id) for each in found])
+                await self._report_all(device, [each.command_id for each in found])
             began = loop.time()
             if found or began >= deadline or not self._are_kept:
                 return Found(body, waited_s)
@@ -146,6 +155,18 @@ class Polls:
             waited_s += loop.time() - began
             if not place.is_set() or not self._are_kept:
                 return Found(body, waited_s)
+
+    async def _report_all(self, device: Device, command_ids: Sequence[str]) -> None:
+        """Report what was not reported a moment ago."""
+        now = time.monotonic()
+        while self._reported and next(iter(self._reported.values())) <= now - REPORTED_S:
+            self._reported.popitem(last=False)
+        new = [each for each in command_ids if (*device, each) not in self._reported]
+        await asyncio.gather(*[self._report(*device, each) for each in new])
+        for each in new:
+            self._reported[(*device, each)] = now
+        while len(self._reported) > REPORTED_MAX:
+            self._reported.popitem(last=False)
 
     async def _report(self, tenant_id: str, device_id: str, command_id: str) -> None:
         body = wrap(

@@ -12,14 +12,19 @@ from collections.abc import Callable
 
 from pulse.adapters.nats import connection as nats_connection
 from pulse.adapters.nats.auth_callout import Allowed, Asked, AuthCallout, Doorkeeper
+from pulse.adapters.nats.mqtt_queues import cut_queues
 from pulse.adapters.nats.nkeys import AccountKey
 from pulse.api.mqtt_hooks import MqttHooks, OwnUser
-from pulse.domain.mqtt_access import Denial, down_filters, up_filters, user_name
+from pulse.domain.mqtt_access import DOWN, Denial, down_filters, up_filters, user_name
 from pulse.runtime.http import Application
 from pulse.runtime.lifecycle import Service
 from pulse.runtime.metrics import MqttAccessMetrics
+from pulse.services.maintenance import Chore, Maintenance
 from pulse.services.mqtt_access import MqttAccess, Revocations
 from pulse.wiring.process import NATS_WAIT_S_MAX, Process
+
+CUT_QUEUES_EVERY_S = 5.0
+"""A device that is told as much as its rate allows adds some 50 MB in that time."""
 
 
 async def callout_services(process: Process, *, is_open: Callable[[], bool]) -> list[Service]:
@@ -38,7 +43,14 @@ async def callout_services(process: Process, *, is_open: Callable[[], bool]) -> 
     revocations = Revocations(feed=feed.outermost, registry=registry, broker=Doorkeeper(client), metrics=metrics)
     feed.outermost = revocations
     callout = AuthCallout(client, key=key, decide=lambda asked: decide(access, asked))
-    return [revocations, callout]
+
+    async def cut() -> int:
+        count = await cut_queues(process.nats, DOWN)
+        metrics.queues_cut(count)
+        return count
+
+    chore = Chore(name="mqtt queues", run=cut, interval_s=CUT_QUEUES_EVERY_S)
+    return [revocations, callout, Maintenance(chores=[chore], name="mqtt queues")]
 
 
 def mqtt_hooks(process: Process, other: Application) -> Application:

@@ -18,7 +18,7 @@ from pulse.adapters.postgres.command_rows import COLUMNS, Moved, command_of, wri
 from pulse.adapters.postgres.outbox import put_into_outbox
 from pulse.adapters.postgres.pool import Pool, transaction
 from pulse.domain.command import Event, State, Word, downward, made_id, moved
-from pulse.domain.errors import Reason, Refusal
+from pulse.domain.errors import LimitExceeded, Reason, Refusal
 from pulse.domain.fleet import Filter, Fleet, Lot, NewFleet, Stage
 
 if TYPE_CHECKING:
@@ -50,6 +50,18 @@ SELECT_PAGE = f"""
     WHERE tenant_id = $1 AND ($2::bigint IS NULL OR (created_ms, fleet_id) < ($2, $3::text))
     ORDER BY created_ms DESC, fleet_id DESC LIMIT $4
 """  # noqa: S608 - a constant
+# Those of which something is open, or may be yet; a fleet command has one command a device, so that this bounds both.
+COUNT_OPEN = """
+    SELECT count(*) FROM (
+        SELECT FROM fleet_commands AS fleet
+        WHERE tenant_id = $1 AND (stage IN ('expanding', 'cancelling') OR EXISTS (
+            SELECT FROM commands
+            WHERE (tenant_id, fleet_id) = (fleet.tenant_id, fleet.fleet_id)
+                AND state IN ('queued', 'sent', 'acknowledged')
+        ))
+        ORDER BY created_ms DESC, fleet_id DESC LIMIT $2
+    ) AS open
+"""
 SELECT_MISSING = """
     SELECT wanted FROM unnest($2::text[]) AS wanted
     WHERE NOT EXISTS (SELECT FROM devices WHERE (tenant_id, device_id) = ($1, wanted)) LIMIT 1
@@ -187,9 +199,17 @@ class MadeBefore(Exception):
         self.fleet = fleet
 
 
-async def create(connection: Connection, new: NewFleet, *, who: str, at_ms: int) -> Fleet:
+async def create(connection: Connection, new: NewFleet, *, who: str, at_ms: int, open_max: int) -> Fleet:
     """See CommandStore; raises MadeBefore."""
     await _leave_if_made_before(connection, new)
+    count = await connection.fetchval(COUNT_OPEN, new.tenant_id, open_max)
+    if count >= open_max:
+        raise LimitExceeded(
+            Reason.CONFLICT,
+            f"tenant {new.tenant_id!r} has {count} open fleet commands",
+            limit="command_open_max",
+            value=open_max,
+        )
     missing = await connection.fetchval(SELECT_MISSING, new.tenant_id, list(new.filter.devices))
     if missing is not None:
         message = f"tenant {new.tenant_id!r} has no device {missing!r}"

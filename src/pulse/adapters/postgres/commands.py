@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pulse.adapters.postgres.pool import Connection
 
 OPEN_MAX = 1000
-"""Commands of one device that may be open."""
+"""Commands of one device, and fleet commands of one tenant, that may be open."""
 RACES_MAX = 20
 """How often another ordered command of the same device and name may come or end in between."""
 
@@ -155,11 +155,13 @@ class CommandStore:
     async def create_fleet(self, new: NewFleet, *, who: str, at_ms: int) -> tuple[Fleet, bool]:
         """Note that many are to be made, and whether this noted it; as `create`.
 
-        Raises Refusal NOT_FOUND where the filter names a device that is not registered.
+        Raises Refusal NOT_FOUND where the filter names a device that is not registered, LimitExceeded where the tenant
+        has `open_max` open ones.
         """
         try:
             async with transaction(self._database) as connection:
-                return await command_fleets.create(connection, new, who=who, at_ms=at_ms), True
+                fleet = await command_fleets.create(connection, new, who=who, at_ms=at_ms, open_max=self._open_max)
+                return fleet, True
         except command_fleets.MadeBefore as before:
             return before.fleet, False
 

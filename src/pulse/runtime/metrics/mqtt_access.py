@@ -17,6 +17,7 @@ class MqttAccessMetrics:
         self._connections = counter(registry, "pulse_mqtt_connections_total")
         self._authorizations = counter(registry, "pulse_mqtt_authorizations_total")
         self._disconnected = counter(registry, "pulse_mqtt_disconnected_total")
+        self._queues_cut = counter(registry, "pulse_mqtt_queues_cut_total")
         for outcome in (ALLOWED, *Denial):
             self._connections.labels(str(outcome))
         for action in Action:
@@ -34,3 +35,7 @@ class MqttAccessMetrics:
     def disconnected(self, count: int) -> None:
         """So many connections were ended because something was taken away from their device."""
         self._disconnected.inc(count)
+
+    def queues_cut(self, count: int) -> None:
+        """So many messages that were kept for devices that are away were thrown away, the oldest ones."""
+        self._queues_cut.inc(count)
