@@ -33,6 +33,7 @@ from pulse.topology.declared import load
 from pulse.wiring.cli import auditor_on
 from pulse.wiring.console import console_on
 from pulse.wiring.process import Process
+from pulse.wiring.routes import dry_runs_of
 from pulse.wiring.ui import RegistryEdge, open_reach_on
 
 PASSWORD = "correct horse battery"
@@ -103,12 +104,13 @@ async def console(database: str, nats: NatsServer, **settings: object) -> AsyncI
             checks=list(checks),
         )
         declared = load(stream_replicas=1)
-        open_reach = open_reach_on(api.pool, process.settings)
+        open_reach = open_reach_on(api.pool, process.settings, api.nats)
         control = Control(
             open_reach=open_reach,
             edge=RegistryEdge(api.nats, api.pool),
             auditor=auditor_on(api.nats, api.pool),
             streams=StreamStatusReader(api.nats, declared),
+            dry_runs=process.stack.enter_context(dry_runs_of(process.settings)),
         )
         bounds = QueryBounds(range_s_max=366 * 86_400, rows_max=10_000, buckets_max=10_000)
         app, pipeline = console_on(process, control=control, open_reach=open_reach, query=bounds, declared=declared)
@@ -116,7 +118,7 @@ async def console(database: str, nats: NatsServer, **settings: object) -> AsyncI
         accounts = AccountStore(api.pool)
         await accounts.add("ada", password_hash=hashed, tenant_id=None, read_only=False)
         await accounts.add("tim", password_hash=hashed, tenant_id="acme", read_only=False)
-        transport = httpx.ASGITransport(app=app)  # type: ignore[arg-type]
+        transport = httpx.ASGITransport(app=app)
         async with httpx.AsyncClient(transport=transport, base_url=ORIGIN, headers=BROWSER) as client:
             yield Site(
                 client=client,

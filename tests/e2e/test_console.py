@@ -11,12 +11,13 @@ import re
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from urllib.parse import urlsplit
 
 import httpx
 import nats
 import pytest
-from axe_playwright_python.sync_playwright import Axe
+from axe_playwright_python.sync_playwright import Axe  # type: ignore[import-untyped]
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 from pulse_up import Instance, wait_for
@@ -141,6 +142,72 @@ def test_searching_devices_changes_the_list_and_the_address(watched: Watched) ->
     expect(watched.page.get_by_role("link", name="demo/demo-1")).to_be_visible(timeout=WAIT_MS)
 
 
+def test_a_shadow_is_edited_while_its_device_reports_and_both_are_seen(watched: Watched, running: Instance) -> None:
+    page = watched.page
+    with a_device(running, "shadowed-here") as device:
+        watched.open("/devices/demo/shadowed-here")
+        page.get_by_text("Say what is desired").click()
+        page.get_by_label("Desired, as JSON").fill('{"mode": "eco", "target": 21}')
+        page.get_by_role("button", name="Save").click()
+        expect(page.get_by_label("What it has yet to do")).to_contain_text('"target": 21', timeout=WAIT_MS)
+
+        page.get_by_text("Change what is desired").click()
+        page.get_by_label("Desired, as JSON").fill('{"mode": "night", "target": 17}')
+        report = {"state": {"reported": {"mode": "eco", "target": 21}}}
+        wait_for(lambda: device.post("shadow", json=report).status_code == 202, "the gateway lets the new device in")
+        expect(page.get_by_label("What it reports")).to_contain_text('"mode": "eco"', timeout=WAIT_MS)
+        expect(page.get_by_text("nothing is left to do")).to_be_visible()
+        expect(page.get_by_label("Desired, as JSON")).to_have_value('{"mode": "night", "target": 17}')
+
+        page.get_by_role("button", name="Save").click()
+        expect(page.get_by_role("heading", name="The shadow has changed meanwhile")).to_be_visible(timeout=WAIT_MS)
+        expect(page.get_by_label("What is desired now")).to_contain_text('"mode": "eco"')
+        expect(page.get_by_role("textbox", name="Yours")).to_have_value('{"mode": "night", "target": 17}')
+        expect(page.get_by_role("cell", name="device", exact=True)).to_be_visible()
+        assert Axe().run(page).violations_count == 0
+        page.get_by_role("button", name="Save mine over it").click()
+        expect(page.get_by_label("What it has yet to do")).to_contain_text('"mode": "night"', timeout=WAIT_MS)
+    # Chromium complains of the answer that told of the conflict.
+    watched.complaints[:] = [said for said in watched.complaints if "409 (Conflict)" not in said]
+
+
+def test_a_command_is_sent_and_its_states_move_on_the_open_page(watched: Watched, running: Instance) -> None:
+    page = watched.page
+    with a_device(running, "commanded-here") as device:
+        watched.open("/devices/demo/commanded-here")
+        page.get_by_label("Command", exact=True).fill("reboot")
+        page.get_by_label("Payload, as JSON").fill('{"delay_s": 5}')
+        page.get_by_role("button", name="Send").click()
+        row = page.get_by_role("row", name="reboot")
+        expect(row).to_contain_text(re.compile("queued|sent"), timeout=WAIT_MS)
+        opened = page.evaluate("performance.timeOrigin")
+        heard: list[dict[str, object]] = []
+
+        def told() -> bool:
+            answer = device.get(f"{running.gateway_url}/device/v1/tenant/demo/device/commanded-here/commands?wait=5")
+            heard.extend(answer.json()["commands"] if answer.status_code == 200 else [])
+            return bool(heard)
+
+        wait_for(told, "the device hears its command")
+        assert (heard[0]["name"], heard[0]["payload"]) == ("reboot", {"delay_s": 5})
+        for said in ({"state": "acknowledged"}, {"state": "succeeded", "result": {"took_s": 4}}):
+            answer = device.post("commands-ack", json={"commandId": heard[0]["commandId"], **said})
+            assert answer.status_code == 202
+            expect(row).to_contain_text(said["state"], timeout=WAIT_MS)  # type: ignore[arg-type]
+        expect(row).to_contain_text('{"took_s":4}')
+        assert page.evaluate("performance.timeOrigin") == opened
+        row.get_by_role("link", name="reboot").click()
+        states = page.get_by_role("region", name="States").get_by_role("row")
+        expect(states.last).to_contain_text("succeeded")
+        assert Axe().run(page).violations_count == 0
+
+        watched.open("/devices/demo/commanded-here")
+        page.get_by_label("Command", exact=True).fill("forget-me")
+        page.get_by_role("button", name="Send").click()
+        page.get_by_role("button", name="Cancel forget-me").click()
+        expect(page.get_by_role("row", name="forget-me")).to_contain_text("cancelled", timeout=WAIT_MS)
+
+
 def test_purging_asks_first(watched: Watched, running: Instance) -> None:
     page = watched.page
     running.send({"n": 1})
@@ -201,6 +268,18 @@ def test_no_page_is_wider_than_a_phone(browser: Browser, running: Instance) -> N
             wide.append(path)
     watched.context.close()
     assert wide == []
+
+
+@contextmanager
+def a_device(running: Instance, device_id: str) -> Iterator[httpx.Client]:
+    """A device of the test's own, as a client of the gateway."""
+    api = f"{running.ui_url}/api/v1/tenants/demo/devices"
+    operator = {"Authorization": f"Bearer {running.operator_key}"}
+    made = httpx.post(api, json={"device_id": device_id}, headers=operator, trust_env=False)
+    headers = {"Authorization": f"Bearer {made.raise_for_status().json()['token']}"}
+    base_url = f"{running.gateway_url}/ingest/v1/tenant/demo/device/{device_id}"
+    with httpx.Client(base_url=base_url, headers=headers, timeout=40, trust_env=False) as client:
+        yield client
 
 
 def send(running: Instance, token: str, temperature: float) -> None:

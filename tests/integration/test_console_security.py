@@ -9,10 +9,12 @@ import pytest
 
 from console import ORIGIN, PASSWORD, Site, console
 from pulse.adapters.embedded.nats_server import NatsServer
+from pulse.adapters.passwords import Argon2Passwords
 from pulse.adapters.postgres.access import KeyStore
 from pulse.adapters.postgres.console import AccountStore, SessionStore
 from pulse.adapters.postgres.pool import transaction
-from pulse.services.sign_in import ATTEMPTS_BURST
+from pulse.domain.account import SessionLife
+from pulse.services.sign_in import ATTEMPTS_BURST, SignIn
 
 LINK = "l" * 43
 OPERATORS_ALONE = ("/streams", "/streams/TELEMETRY", "/settings/keys", "/events?topic=pipeline")
@@ -176,6 +178,28 @@ async def test_a_session_ends_with_its_time(database: str, nats: NatsServer) -> 
         async with transaction(site.pool) as connection:
             ends_in = await connection.fetchval("SELECT expires_at - now() FROM console_sessions")
             assert timedelta(minutes=59) < ends_in <= timedelta(hours=1)
+
+
+@pytest.mark.parametrize(("idle_minutes", "lasts"), [(9, True), (11, False)])
+async def test_a_session_that_nobody_uses_ends_for_good_before_its_time(
+    site: Site, idle_minutes: int, lasts: bool
+) -> None:
+    await site.sign_in(site.operator)
+    cookie = site.client.cookies["pulse"]
+    async with transaction(site.pool) as connection:
+        await connection.execute(
+            "UPDATE console_sessions SET used_at = now() - make_interval(mins => $1)", idle_minutes
+        )
+    for _ in range(2):
+        # Of a process that has not seen it before.
+        sign_in = SignIn(
+            keys=KeyStore(site.pool),
+            accounts=AccountStore(site.pool),
+            sessions=SessionStore(site.pool),
+            passwords=Argon2Passwords(),
+            life=SessionLife(life_s=3600, idle_s=600),
+        )
+        assert (await sign_in.who(cookie) is not None) is lasts
 
 
 @pytest.mark.parametrize("path", OPERATORS_ALONE)

@@ -15,10 +15,12 @@ from typing import Protocol
 
 from pulse.domain.access import ApiKey, ChangeRecord, check_changes, check_reads
 from pulse.domain.browse import Start, StreamMessage
+from pulse.domain.command_requests import CommandBounds
 from pulse.domain.device_search import DeviceSearch
 from pulse.domain.errors import Reason, Refusal
 from pulse.domain.identity import DeviceDetails
 from pulse.domain.query import QueryBounds
+from pulse.domain.shadow import ShadowBounds
 from pulse.services.control import Caller, Control, OpenReach
 from pulse.services.dead_letters import DeadLetters
 from pulse.services.pipeline import Pipeline
@@ -66,6 +68,8 @@ class Console:
     open_desk: OpenDesk
     prefixes: dict[str, str]
     query: QueryBounds
+    shadow: ShadowBounds
+    command: CommandBounds
     import_rows_max: int
     import_bytes_max: int
     gateway_url: str

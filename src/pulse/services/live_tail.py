@@ -11,7 +11,7 @@ import msgspec
 import structlog
 
 from pulse.domain.browse import ReadMessage, Start, StreamMessage, read_message
-from pulse.domain.errors import Outage, PulseError, Refusal
+from pulse.domain.errors import Outage, Refusal
 from pulse.domain.query import Cursor, Query, StoredReading
 
 log = structlog.get_logger()
@@ -108,7 +108,7 @@ class StreamTail:
 
 
 class DeviceTail:
-    """Looks at what was stored of one device, once a second."""
+    """Looks at what was stored of one device; `services.device_watch` does so once a second."""
 
     def __init__(
         self,
@@ -123,16 +123,6 @@ class DeviceTail:
         self._device_id = device_id
         self._clock = clock
         self._cursor: Cursor | None = None
-
-    async def watch(self) -> AsyncGenerator[bytes, None]:
-        """The rows that come, as JSON of Lines."""
-        while True:
-            try:
-                found = await self.look()
-            except PulseError as error:
-                found = Lines(away=error.message)
-            yield msgspec.json.encode(found)
-            await asyncio.sleep(INTERVAL_S)
 
     async def look(self) -> Lines:
         """Rows with a time behind that of the last one shown. Raises Outage, Refusal NOT_FOUND."""

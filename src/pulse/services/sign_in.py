@@ -63,7 +63,10 @@ class Sessions(Protocol):
         """Keep a new session, and `record` with it."""
 
     async def find(self, secret: str) -> Session | None:
-        """The session of that secret; notes that it is used."""
+        """The session of that secret, ended or not."""
+
+    async def note_use(self, secret: str) -> None:
+        """Remember that the session is used now."""
 
     async def end(self, secret: str, record: ChangeRecord) -> None:
         """Forget a session."""
@@ -158,6 +161,8 @@ class SignIn:
             return seen
         try:
             found = await self._sessions.find(secret)
+            if found is not None and self._stands(found, now):
+                await self._sessions.note_use(secret)
         except Outage:
             if seen is None:
                 raise

@@ -14,14 +14,26 @@ from starlette.responses import JSONResponse, Response
 from pulse.domain.errors import LimitExceeded, Outage, PulseError, Reason, Refusal
 from pulse.services.console import Console
 from pulse.ui.assets import Assets
-from pulse.ui.pages import dead_letters, device, devices, events, live, pipeline, settings, sign_in, streams
+from pulse.ui.pages import (
+    commands,
+    dead_letters,
+    device,
+    devices,
+    events,
+    live,
+    pipeline,
+    settings,
+    shadow,
+    sign_in,
+    streams,
+)
 from pulse.ui.render import make_templates, page
 from pulse.ui.security import App, origin_of, secured
 from pulse.ui.sessions import SIGN_IN_PATH, NotSignedIn
 
 log = structlog.get_logger()
 
-MODULES = (sign_in, pipeline, devices, device, live, streams, dead_letters, settings, events)
+MODULES = (sign_in, pipeline, devices, device, shadow, commands, live, streams, dead_letters, settings, events)
 STATUS_OF = {
     Reason.FORBIDDEN: 403,
     Reason.UNAUTHENTICATED: 401,

@@ -65,7 +65,7 @@ WORKERS = tuple(
     for row, (stream, consumer, title) in enumerate(_ROWS)
 )
 POSTGRESQL = Node("postgresql", "PostgreSQL", "store", 898, _TOP, 164, height=2 * _STEP + NODE_HEIGHT)
-WEBHOOKS = Node("webhooks", "Webhooks, MQTT", "later", 898, _TOP + _STEP * 3, 164)
+WEBHOOKS = Node("route-delivery", "Webhooks, MQTT", "outside", 898, _TOP + _STEP * 3, 164)
 DEAD = Node("dead letters", "Dead letters", "dead", 898, _TOP + _STEP * 4, 164, "/dead-letters")
 
 NODES = (DEVICES, HTTP, MQTT, COMMIT, *STREAMS, *WORKERS, POSTGRESQL, WEBHOOKS, DEAD)

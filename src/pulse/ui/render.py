@@ -99,6 +99,16 @@ def as_json(value: object) -> Markup:
     return escape(msgspec.json.encode(value).decode())
 
 
+def compact(value: object) -> str:
+    """JSON on one line."""
+    return msgspec.json.encode(value).decode()
+
+
+def pretty(value: object) -> str:
+    """JSON for reading."""
+    return msgspec.json.format(msgspec.json.encode(value), indent=2).decode()
+
+
 def query(values: Mapping[str, object], **changed: object) -> str:
     """The query of this page with some values changed; what is empty is left out."""
     kept = {name: value for name, value in {**values, **changed}.items() if value not in (None, "")}
@@ -115,7 +125,7 @@ def make_templates(assets: Assets) -> Environment:
         lstrip_blocks=True,
         auto_reload=False,
     )
-    shown = (rate, count, duration, size, percent, instant, as_json)
+    shown = (rate, count, duration, size, percent, instant, as_json, compact, pretty)
     environment.filters |= {function.__name__: function for function in shown}
     environment.globals |= {"asset": assets.address, "version": __version__, "missing": assets.missing, "query": query}
     return environment

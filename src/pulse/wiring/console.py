@@ -7,8 +7,9 @@ console pages      ◄─┴─ whatever is not below /api/ or a broker's questi
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
+
+import msgspec
 
 from pulse.adapters.http.role_metrics import RoleMetrics
 from pulse.adapters.nats.browse import MessageBrowser
@@ -22,9 +23,10 @@ from pulse.adapters.postgres.fleet import FleetReader
 from pulse.adapters.postgres.pool import Scoped
 from pulse.domain.access import ChangeRecord
 from pulse.domain.account import SessionLife
-from pulse.domain.dead_letter import Filter
+from pulse.domain.command_requests import CommandBounds
 from pulse.domain.pipeline import SystemState
 from pulse.domain.query import QueryBounds
+from pulse.domain.shadow import ShadowBounds
 from pulse.runtime.health import HEALTH_PATHS
 from pulse.runtime.http import Application, Receive, Scope, Send
 from pulse.services.console import Console, Desk, OpenDesk
@@ -39,24 +41,8 @@ from pulse.wiring.process import Process
 from pulse.wiring.streams import TELEMETRY
 
 LIBRARIES = Path(sys.prefix) / "share" / "pulse" / "web"
-"""Where `./pulse` and the image put the two libraries that pages load (docs/adr/0018)."""
+"""Where `./pulse` and the image put the two libraries that pages load (docs/adr/0019)."""
 SYSTEMS = ("nats", "postgresql")
-
-
-class RecordedLetters(DeadLetterStore):
-    """Dead letters whose changes are logged with who made them, and whose reading is not."""
-
-    def __init__(self, reading: Scoped, changing: Scoped) -> None:
-        super().__init__(reading)
-        self._changes = DeadLetterStore(changing)
-
-    async def record_replays(self, replays: Sequence[tuple[int, int, int]]) -> None:
-        """As DeadLetterStore, with its record."""
-        await self._changes.record_replays(replays)
-
-    async def delete(self, wanted: Filter, *, last: int, limit: int) -> int:
-        """As DeadLetterStore, with its record."""
-        return await self._changes.delete(wanted, last=last, limit=limit)
 
 
 def open_desk_on(process: Process) -> OpenDesk:
@@ -69,7 +55,7 @@ def open_desk_on(process: Process) -> OpenDesk:
         changing = Scoped(pool=process.pool, tenant_id=tenant_id, record=record)
         return Desk(
             search=FleetReader(reading, presence_after=presence_after),
-            dead_letters=DeadLetters(store=RecordedLetters(reading, changing), publisher=publisher),
+            dead_letters=DeadLetters(store=DeadLetterStore(changing), publisher=publisher),
         )
 
     return open_desk
@@ -124,6 +110,8 @@ def console_on(
             if stream.name in ("TELEMETRY", "SHADOW", "COMMANDS", "ROUTES")
         },
         query=query,
+        shadow=msgspec.convert(settings, ShadowBounds, from_attributes=True),
+        command=msgspec.convert(settings, CommandBounds, from_attributes=True),
         import_rows_max=settings.import_rows_max,
         import_bytes_max=settings.import_bytes_max,
         gateway_url=settings.gateway_public_url or f"http://{settings.gateway_host}:{settings.gateway_port}",

@@ -127,14 +127,17 @@ class SessionStore:
         return Session(key=key, **row)
 
     async def find(self, secret: str) -> Session | None:
-        """The session of that secret, as it was before this use."""
+        """The session of that secret."""
         async with transaction(self._pool) as connection:
             row = await connection.fetchrow(SELECT_SESSION, digest(secret))
-            if row is not None:
-                await connection.execute(USE_SESSION, digest(secret))
         if row is None:
             return None
         return Session(key=_key(row), created_at=row["begun_at"], used_at=row["used_at"], expires_at=row["ends_at"])
+
+    async def note_use(self, secret: str) -> None:
+        """Remember that the session is used now."""
+        async with transaction(self._pool) as connection:
+            await connection.execute(USE_SESSION, digest(secret))
 
     async def end(self, secret: str, record: ChangeRecord) -> None:
         """Forget a session."""

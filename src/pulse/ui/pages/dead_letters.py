@@ -73,7 +73,7 @@ async def act_on_all(request: Request, visitor: TheVisitor) -> Response:
     form = await read_form(request, visitor.signed_in.secret, origin=request.app.state.origin)
     filters = {name: form[name] for name in NAMES}
     wanted, action = filter_of(visitor, filters), form["action"]
-    last_id = int(form["last_id"]) if form["last_id"].isdigit() else LETTER_ID_MAX
+    last_id = min(int(form["last_id"][:19]), LETTER_ID_MAX) if form["last_id"].isdecimal() else LETTER_ID_MAX
     if action == "purge" and form["sure"] != "yes":
         matching = await visitor.desk().dead_letters.count(wanted)
         return page(

@@ -1,20 +1,25 @@
-"""`/devices/{tenant}/{device}`: one device, its charts, latest values and what it says now."""
+"""`/devices/{tenant}/{device}`: one device, its charts, shadow, commands, latest values and what it says now."""
 
 from __future__ import annotations
 
+import secrets
 from datetime import timedelta
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import msgspec
 from fastapi import APIRouter, Path, Query, Request, Response
 from starlette.responses import JSONResponse
 
+from pulse.domain.command_documents import document
 from pulse.domain.errors import Reason, Refusal
 from pulse.domain.identity import ID_PATTERN
 from pulse.domain.labels import check_name
 from pulse.domain.query import Aggregate, BucketQuery, Question, parse_question
 from pulse.domain.registry import device_key, tenant_key
+from pulse.domain.shadow import Shadow, ShadowKey
 from pulse.services.console import Console
+from pulse.services.control import Reach
+from pulse.services.device_watch import COMMANDS_SHOWN, mark_of
 from pulse.ui.pages.devices import show_token
 from pulse.ui.render import page
 from pulse.ui.security import read_form, redirect
@@ -30,12 +35,31 @@ METRICS_MAX = 24
 
 TenantId = Annotated[str, Path(pattern=f"^{ID_PATTERN}$")]
 DeviceId = Annotated[str, Path(pattern=f"^{ID_PATTERN}$")]
+ShadowName = Annotated[str, Query(pattern=f"^({ID_PATTERN})?$")]
 
 router = APIRouter(prefix="/devices/{tenant_id}/{device_id}")
 
 
+class Parts(NamedTuple):
+    """The shadow of that name, the newest commands, and the mark of both."""
+
+    shadow: Shadow
+    shadow_name: str
+    commands: list[dict[str, object]]
+    mark: str
+
+
 @router.get("")
-async def show(request: Request, visitor: TheVisitor, tenant_id: TenantId, device_id: DeviceId) -> Response:
+async def show(
+    *,
+    request: Request,
+    console: TheConsole,
+    visitor: TheVisitor,
+    tenant_id: TenantId,
+    device_id: DeviceId,
+    shadow: ShadowName = "",
+    done: Annotated[str, Query(max_length=200)] = "",
+) -> Response:
     """The device; its charts are asked for by the page itself."""
     reach = visitor.caller.reading(tenant_id)
     device = await reach.identities.device(tenant_id, device_id)
@@ -52,7 +76,31 @@ async def show(request: Request, visitor: TheVisitor, tenant_id: TenantId, devic
         values=values,
         charted=[name for name in numeric if not isinstance(values[name][1], bool)][:METRICS_MAX],
         ranges=RANGES,
+        done=done,
+        names=await reach.shadows.names(tenant_id, device_id),
+        ttl_s=console.command.command_ttl_s,
+        ttl_s_max=console.command.command_ttl_s_max,
+        once=secrets.token_urlsafe(12),
+        parts=await parts_of(reach, ShadowKey(tenant_id, device_id, shadow)),
     )
+
+
+@router.get("/parts")
+async def parts(
+    *, request: Request, visitor: TheVisitor, tenant_id: TenantId, device_id: DeviceId, shadow: ShadowName = ""
+) -> Response:
+    """What of the page moves with the shadow and the commands."""
+    reach = visitor.caller.reading(tenant_id)
+    device = await reach.identities.device(tenant_id, device_id)
+    shown = await parts_of(reach, ShadowKey(tenant_id, device_id, shadow))
+    return page(request, "device_parts.html", visitor=visitor, device=device, parts=shown)
+
+
+async def parts_of(reach: Reach, key: ShadowKey) -> Parts:
+    """As they are now."""
+    shadow = await reach.shadows.shadow(key)
+    commands = await reach.commands.commands(key.tenant_id, device_id=key.device_id, limit=COMMANDS_SHOWN)
+    return Parts(shadow, key.name, [document(command) for command in commands], mark_of(shadow, commands))
 
 
 @router.get("/series")

@@ -21,7 +21,9 @@ from starlette.responses import StreamingResponse
 
 from pulse.domain.errors import LimitExceeded, Reason
 from pulse.domain.identity import ID_PATTERN
+from pulse.domain.shadow import ShadowKey
 from pulse.services.console import Console, Visitor
+from pulse.services.device_watch import DeviceWatch
 from pulse.services.live_tail import DeviceTail, StreamTail
 from pulse.ui.sessions import TheConsole, TheVisitor
 
@@ -47,9 +49,10 @@ async def events(
     stream: Annotated[str, Query(pattern="^[A-Za-z0-9_-]{1,64}$")] = "TELEMETRY",
     tenant: OptionalId = "",
     device: OptionalId = "",
+    shadow: OptionalId = "",
 ) -> StreamingResponse:
     """What `topic` says, until the tab goes."""
-    found = _events(console, visitor, topic=topic, stream=stream, tenant=tenant, device=device)
+    found = _events(console, visitor, topic=topic, stream=stream, tenant=tenant, device=device, shadow=shadow)
     key_id = visitor.key.key_id
     if _open.get(key_id, 0) >= KEY_STREAMS_MAX or sum(_open.values()) >= STREAMS_MAX:
         raise LimitExceeded(
@@ -65,7 +68,7 @@ async def events(
 
 
 def _events(
-    console: Console, visitor: Visitor, *, topic: Topic, stream: str, tenant: str, device: str
+    console: Console, visitor: Visitor, *, topic: Topic, stream: str, tenant: str, device: str, shadow: str
 ) -> AsyncGenerator[tuple[str, bytes], None]:
     """Event names and JSON. Raises Refusal for what the visitor may not see."""
     if topic == "pipeline":
@@ -75,11 +78,13 @@ def _events(
         subject = visitor.subject_of(stream, tenant or None)
         if subject is None:
             visitor.check_operator()
-        tail = StreamTail(console.messages, stream=stream, subject=subject, device_id=device or None)
-        return _named("messages", tail.watch())
+        messages = StreamTail(console.messages, stream=stream, subject=subject, device_id=device or None)
+        return _named("messages", messages.watch())
     if topic == "device":
-        telemetry = visitor.caller.reading(tenant).telemetry
-        return _named("rows", DeviceTail(telemetry, tenant_id=tenant, device_id=device).watch())
+        reach = visitor.caller.reading(tenant)
+        tail = DeviceTail(reach.telemetry, tenant_id=tenant, device_id=device)
+        key = ShadowKey(tenant, device, shadow)
+        return DeviceWatch(tail, shadows=reach.shadows, commands=reach.commands, key=key).watch()
     return _systems(console)
 
 

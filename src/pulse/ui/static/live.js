@@ -4,6 +4,7 @@
 //   data-live="stages.http.rate" data-as="rate"   the text follows that value of the picture
 //   data-stage / data-edge / data-spark            health, speed and history of a stage
 //   data-tail="messages|rows"                      lines as they come
+//   data-parts, data-part                          a device's shadow and commands
 
 const ABSENT = "–";
 const TAIL_LINES_MAX = 500;
@@ -289,6 +290,31 @@ function showLatest(line) {
   document.dispatchEvent(new CustomEvent("pulse:reading", { detail: { at_ms: line.at_ms, metrics } }));
 }
 
+// Shadow and commands have moved: their parts of the page are asked for anew. An editor that is open is left alone.
+let partsTurn = 0;
+async function showParts(mark) {
+  const place = document.querySelector("[data-parts]");
+  if (!place || place.dataset.mark === mark) return;
+  const turn = ++partsTurn;
+  let answer;
+  try {
+    answer = await fetch(place.dataset.parts, { headers: { accept: "text/html" }, redirect: "error" });
+  } catch {
+    return;
+  }
+  if (!answer.ok || turn !== partsTurn) return;
+  const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
+  if (turn !== partsTurn) return;
+  localize(fresh);
+  const focused = document.activeElement.id;
+  for (const part of place.querySelectorAll("[data-part]")) {
+    const found = fresh.querySelector(`[data-part="${part.dataset.part}"]`);
+    if (found && !part.open) part.replaceWith(document.adoptNode(found));
+  }
+  if (focused && document.activeElement === document.body) document.getElementById(focused)?.focus();
+  place.dataset.mark = fresh.querySelector("[data-mark]").dataset.mark;
+}
+
 // The tab's one stream.
 let source = null;
 function connect() {
@@ -298,6 +324,7 @@ function connect() {
   source.addEventListener("picture", (event) => showPicture(JSON.parse(event.data)));
   source.addEventListener("messages", (event) => showLines(JSON.parse(event.data), "messages"));
   source.addEventListener("rows", (event) => showLines(JSON.parse(event.data), "rows"));
+  source.addEventListener("mark", (event) => showParts(JSON.parse(event.data)));
   source.addEventListener("error", () => {
     for (const element of document.querySelectorAll("[data-live-state]")) setText(element, "not connected; trying again");
     // A refusal (signed out) closes it for good; whatever else, the browser comes back by itself.
