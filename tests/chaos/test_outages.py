@@ -7,6 +7,7 @@ and the backlog drains by itself.
 from __future__ import annotations
 
 import asyncio
+import re
 import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -34,9 +35,9 @@ OutageBehind = Callable[[PgBouncer], AbstractAsyncContextManager[None]]
 
 
 async def by_readiness(worker: Role, says: str) -> bool:
-    """`/readyz` of the worker names PostgreSQL and why."""
+    """`/readyz` of the worker names PostgreSQL and why, in words that match `says`."""
     said = await worker.waiting_for()
-    return any("postgresql" in f"{check}: {why}" and says in why for check, why in said.items())
+    return any("postgresql" in f"{check}: {why}" and re.search(says, why) for check, why in said.items())
 
 
 async def by_log(worker: Role, says: str) -> bool:
@@ -149,7 +150,7 @@ async def bouncer(postgres: PostgresServer, scratch: Path) -> AsyncIterator[PgBo
         (outages.postgres_stopped_behind, "server login has been failing"),
         (outages.pool_taken, "query_wait_timeout"),
         (outages.no_client_connection_left, "no more connections allowed"),
-        (outages.login_failing, "server login has been failing"),
+        (outages.login_failing, "server login has been failing|password authentication failed"),
     ],
 )
 async def test_behind_pgbouncer_too(

@@ -22,7 +22,7 @@ import pytest
 
 from pulse_up import END_S_MAX, SOURCE, Instance, prepare, wait_for
 
-STOP_S_MAX = 5.0
+STOP_S_MAX = 15.0
 ROW_S_MAX = 1.0
 NOBODY = 65534
 

@@ -276,7 +276,7 @@ async def test_one_server_that_has_been_drained_becomes_a_cluster(tmp_path_facto
         found = await rows(stack, "SELECT DISTINCT jsonb_object_keys(metrics) AS name FROM telemetry ORDER BY name")
         assert [row["name"] for row in found] == ["after", "before"]
         done = audit(stack)
-        assert [each["expired"] for each in done["audits"]] == [0, 0]
+        assert not any(each["expired"] for each in done["audits"])
         assert done["ok"]
 
 

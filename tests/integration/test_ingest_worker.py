@@ -31,7 +31,7 @@ from pulse.topology.declared import Declared, DeclaredConsumer, load
 
 STREAM, CONSUMER = "TELEMETRY", "ingest-workers"
 LIMIT_S = 30.0
-ACK_WAIT_S = 1.0
+ACK_WAIT_S = 2.0
 DECODER = PayloadDecoder(
     Bounds(
         metric_count_max=10,
