@@ -46,6 +46,7 @@ class StreamConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     duplicate_window: Nanoseconds
     compression: Literal["none", "s2"]
     allow_atomic: bool
+    allow_msg_schedules: bool
     allow_direct: bool
     allow_rollup_hdrs: bool
     deny_delete: bool

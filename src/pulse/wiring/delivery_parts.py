@@ -1,0 +1,93 @@
+"""Small parts of the role `delivery`: adapters as its services want them, and what it tells beside its work."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+
+from pulse.adapters.postgres.deliveries import DeliveryStore, Found
+from pulse.adapters.postgres.device_attributes import DeviceAttributeStore
+from pulse.adapters.webhook.client import WebhookClient, WebhookRequest
+from pulse.domain.delivery import Attempted, Record
+from pulse.domain.errors import Outage
+from pulse.domain.routed import Json
+from pulse.domain.webhook_url import WebhookUrl
+from pulse.runtime.health import Dependency
+from pulse.runtime.metrics import DeliveryMetrics
+from pulse.services.delivery_record import Told
+from pulse.services.route_book import RouteKey
+from pulse.wiring.process import Process
+from pulse.wiring.streams import LATER, ROUTES, state_of
+from pulse.wiring.waiting import told
+
+BACKLOG_S = 5.0
+"""How often it is told how many jobs there are."""
+
+
+class Webhooks:
+    """The client as `services.sending` wants it."""
+
+    def __init__(self, client: WebhookClient) -> None:
+        self._client = client
+
+    async def attempt(self, url: WebhookUrl, *, body: bytes, headers: Mapping[str, str], timeout_s: float) -> Attempted:
+        """One POST, and what came of it."""
+        return await self._client.attempt(WebhookRequest(url, body, headers, timeout_s))
+
+
+class Attributes:
+    """The attributes of devices as `services.sending` wants them."""
+
+    def __init__(self, store: DeviceAttributeStore) -> None:
+        self._store = store
+
+    async def of(self, tenant_id: str, device_ids: Sequence[str]) -> Mapping[str, Mapping[str, Json]]:
+        """The attributes of these devices, by their ids."""
+        found = await self._store.attributes(tenant_id, device_ids)
+        return {device_id: attributes for device_id, (attributes, _) in found.items()}
+
+
+class WatchedStore:
+    """The store of the role, which tells `check`."""
+
+    def __init__(self, store: DeliveryStore, check: Dependency) -> None:
+        self._store = store
+        self._check = check
+
+    async def check(self) -> None:
+        with told(self._check):
+            await self._store.check()
+
+    async def load(self, known: Mapping[RouteKey, int | None]) -> Mapping[RouteKey, Found | None]:
+        with told(self._check):
+            found = await self._store.load({(key.tenant_id, key.route_id): revision for key, revision in known.items()})
+        return {RouteKey(*key): each for key, each in found.items()}
+
+    async def record(self, each: Mapping[RouteKey, Told]) -> Mapping[RouteKey, Record]:
+        with told(self._check):
+            found = await self._store.record({(key.tenant_id, key.route_id): one for key, one in each.items()})
+        return {RouteKey(*key): record for key, record in found.items()}
+
+    async def disable(self, key: RouteKey, reason: str) -> bool:
+        with told(self._check):
+            return await self._store.disable(key, reason)
+
+
+class Backlog:
+    """Tells how many jobs stand in the two streams."""
+
+    name = "delivery backlog"
+
+    def __init__(self, process: Process, metrics: DeliveryMetrics) -> None:
+        self._nats = process.nats
+        self._metrics = metrics
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Look at it now and then until `stop`."""
+        while not stop.is_set():
+            with suppress(Outage):  # then the last count stands, and /readyz says that NATS is away
+                for stream in (ROUTES, LATER):
+                    self._metrics.backlog(stream, (await state_of(self._nats, stream)).messages)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), BACKLOG_S)
