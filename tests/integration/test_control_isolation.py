@@ -33,6 +33,7 @@ from pulse.domain.presence import PRESENCE_AFTER
 TENANT_TABLES = {"tenants", "devices", "device_tokens", "telemetry", "device_state", "dead_letters", "audit_log"}
 TENANT_TABLES |= {"telemetry_minutes", "telemetry_hours"}
 TENANT_TABLES |= {"shadows", "shadow_changes", "commands", "command_moves", "fleet_commands"}
+TENANT_TABLES |= {"routes", "route_secrets", "route_health", "route_attempts", "route_matches"}
 
 
 @pytest.fixture
@@ -61,6 +62,16 @@ async def fill(api: Api) -> None:
         await api.patch(f"{path}/devices/boiler/shadow", {"desired": {"power": "on"}})
         await api.post(f"{path}/devices/boiler/commands", {"name": "reboot"})
         await api.post(f"{path}/fleet-commands", {"name": "reboot", "filter": {"all": True}})
+        to = {"kind": "webhook", "url": "https://hooks.test/"}
+        assert (await api.post(f"{path}/routes", {"route_id": "r", "destination": to})).status_code == 201
+        async with transaction(api.pool) as database:
+            await database.execute("INSERT INTO route_matches (tenant_id, route_id) VALUES ($1, 'r')", tenant)
+            await database.execute(
+                "INSERT INTO route_attempts"
+                " (tenant_id, route_id, slot, number, at, webhook_id, device_id, attempt, outcome)"
+                " VALUES ($1, 'r', 1, 1, now(), '1:r', 'boiler', 1, 'dead')",
+                tenant,
+            )
     await RollupStore(api.pool).add()
 
 
@@ -116,6 +127,11 @@ FORBIDDEN = (
     "DELETE FROM shadow_changes",
     "DELETE FROM commands",
     "UPDATE command_moves SET who = 'somebody else'",
+    "INSERT INTO routes (tenant_id, route_id, definition) VALUES ('other', 'mine', '{}')",
+    "INSERT INTO route_secrets (tenant_id, route_id, current) VALUES ('other', 'r', '')",
+    "DELETE FROM route_attempts",
+    "UPDATE route_matches SET jobs = 0",
+    "UPDATE dead_letters SET body = ''",
     "CREATE TABLE mine (a int)",
 )
 
@@ -166,7 +182,16 @@ async def test_without_a_tenant_the_tenants_role_sees_nothing(api: Api) -> None:
 
 async def test_a_key_reaches_its_tenant_and_no_other_on_every_path(api: Api) -> None:
     await fill(api)
-    readable = ["", "/devices", "/commands", "/fleet-commands", "/devices/boiler"]
+    readable = [
+        "",
+        "/devices",
+        "/commands",
+        "/fleet-commands",
+        "/devices/boiler",
+        "/dead-letters",
+        "/dead-letters/count",
+    ]
+    readable += [f"/routes{what}" for what in ("", "/r", "/r/attempts", "/r/health")]
     readable += [f"/devices/boiler/{what}" for what in ("telemetry", "latest", "shadow", "shadows", "commands")]
     for path in readable:
         assert (await api.get(f"/tenants/acme{path}", key=api.acme)).status_code == 200, path

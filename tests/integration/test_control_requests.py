@@ -153,6 +153,7 @@ NASTY_JSON: tuple[object, ...] = (*NASTY, None, True, -1, 0, 2**63, 2**70, 1.5, 
 def requests_of(document: Mapping[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """For each operation of an OpenAPI document: each parameter and each body property, one nasty value at a time."""
     good = {"tenant_id": "acme", "device_id": "boiler", "key_id": "999", "command_id": "c", "fleet_id": "f"}
+    good |= {"route_id": "r", "letter_id": "1"}
     for template, operations in document["paths"].items():
         for method, operation in operations.items():
             path = template.format(**good)
@@ -211,7 +212,10 @@ async def test_the_openapi_document_is_public_and_names_every_resource(api: Api)
         "/tenants", "/tenants/{tenant_id}", "/tenants/{tenant_id}/devices/import", device, f"{device}/telemetry",
         f"{device}/latest", f"{device}/rotate", f"{device}/shadow", f"{device}/shadow/changes", f"{device}/shadows",
         f"{device}/commands", "/tenants/{tenant_id}/commands/{command_id}/cancel",
-        "/tenants/{tenant_id}/fleet-commands/{fleet_id}", "/streams", "/audit", "/audit-log", "/keys",
+        "/tenants/{tenant_id}/fleet-commands/{fleet_id}", "/tenants/{tenant_id}/routes/dry-run",
+        "/tenants/{tenant_id}/routes/{route_id}/secret", "/dead-letters/{letter_id}/replay", "/dead-letters/purge",
+        "/tenants/{tenant_id}/dead-letters/{letter_id}", "/tenants/{tenant_id}/dead-letters/replay",
+        "/streams", "/audit", "/audit-log", "/keys",
     }  # fmt: skip
     for operations in answer.json()["paths"].values():
         for operation in operations.values():

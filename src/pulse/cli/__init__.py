@@ -30,6 +30,7 @@ COMMANDS = {
     "device": ("pulse.cli.device:device", "Add, list, show and disable devices; rotate their tokens."),
     "shadow": ("pulse.cli.shadow:shadow", "Say what devices should be, see what they are, and who changed that."),
     "command": ("pulse.cli.command:command", "Tell devices what to do, one or many, and follow what becomes of it."),
+    "route": ("pulse.cli.route:route", "Send messages to webhooks and topics; try routes before, see attempts after."),
     "key": ("pulse.cli.key:key", "Make, list and revoke keys of the control API."),
     "account": ("pulse.cli.account:account", "Who may sign in to the console."),
     "dead-letters": (

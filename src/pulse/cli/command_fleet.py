@@ -76,7 +76,7 @@ async def send(
     """
     settings = context.settings()
     bounds = msgspec.convert(settings, CommandBounds, from_attributes=True)
-    wanted = Filter(all=everything, devices=devices, prefix=prefix, attributes=dict(map(_attribute, attributes)))
+    wanted = Filter(all=everything, devices=devices, prefix=prefix, attributes=dict(map(read_attribute, attributes)))
     record = change("fleet_command.create", asked.name, tenant_id, filter=wanted, idempotency_key=asked.idempotency_key)
     with explained({Reason.NOT_FOUND: f"`pulse device list --tenant {tenant_id}` lists them"}):
         new = new_fleet(asked, tenant_id=tenant_id, wanted=wanted, bounds=bounds)
@@ -235,7 +235,7 @@ def _in_order(found: Fleet) -> Iterator[tuple[State, int]]:
     return ((state, found.counts[state]) for state in State if found.counts.get(state))
 
 
-def _attribute(text: str) -> tuple[str, str | int | float | bool]:
+def read_attribute(text: str) -> tuple[str, str | int | float | bool]:
     name, separator, value = text.partition("=")
     if not separator or not name.removesuffix(":"):
         raise click.UsageError(f"--attribute takes NAME=VALUE or NAME:=VALUE, not {text!r}")

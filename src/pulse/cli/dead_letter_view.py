@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 
@@ -18,16 +17,6 @@ ERROR_LENGTH_MAX = 60
 SHOWN_BYTES_MAX = 4096
 """Of a body, unless all of it is asked for."""
 HEX_BYTES = 16
-
-
-class LetterJson(msgspec.Struct, frozen=True, kw_only=True):
-    """What `show --json` prints; the body is `text` where it is UTF-8, else `base64`."""
-
-    dead_letter: Summary
-    headers: dict[str, str]
-    encoding: str
-    body: str
-    died_again_as: tuple[int, ...]
 
 
 def table_of(page: Sequence[Summary]) -> Table:
@@ -55,8 +44,11 @@ def fields_of(letter: Letter) -> Table:
     table = Table.grid(padding=(0, 2))
     table.add_row("dead letter", str(one.id))
     table.add_row("from", _safe(_whose(one)))
-    table.add_row("stream", _safe(f"{one.stream}, message {one.sequence}"))
+    where = f"message {one.sequence}" if one.sequence is not None else "which it never came into"
+    table.add_row("stream", _safe(f"{one.stream}, {where}"))
     table.add_row("subject", _safe(one.subject))
+    if one.route_id is not None:
+        table.add_row("route", _safe(one.route_id))
     table.add_row("reason", _safe(one.reason))
     table.add_row("error", _safe(one.error))
     table.add_row("attempts", str(one.attempts))
@@ -91,21 +83,6 @@ def body_lines(body: bytes, *, whole: bool) -> Iterator[str]:
         cut = len(body) - left
     if cut > 0:
         yield f"… and {cut:,} more; --full shows all of it"
-
-
-def json_of(letter: Letter) -> LetterJson:
-    """A letter for programs."""
-    try:
-        encoding, body = "text", letter.body.decode()
-    except UnicodeDecodeError:
-        encoding, body = "base64", base64.b64encode(letter.body).decode()
-    headers = {
-        name: value.encode("utf-8", "backslashreplace").decode()
-        for name, value in parse_headers(letter.headers).items()
-    }
-    return LetterJson(
-        dead_letter=letter.summary, headers=headers, encoding=encoding, body=body, died_again_as=letter.died_again_as
-    )
 
 
 def _as_text(body: bytes) -> str:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, TypeVar
 
 import click
 import msgspec
@@ -16,67 +13,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from pulse.app import open_dead_letters
 from pulse.cli.context import Context, as_async, console, json_option, print_json, progress_console
-from pulse.cli.dead_letter_view import body_lines, fields_of, json_of, table_of
+from pulse.cli.dead_letter_options import filter_options, in_state, state_option
+from pulse.cli.dead_letter_view import body_lines, fields_of, table_of
+from pulse.cli.identities import change as record_of
 from pulse.cli.identities import limit_option
-from pulse.cli.tail import Age
+from pulse.domain.access import ChangeRecord
 from pulse.domain.dead_letter import Filter, Replayed
-from pulse.domain.errors import CheckFailed, ConfigurationError, Reason
-from pulse.topology.declared import load
-
-R = TypeVar("R")
+from pulse.domain.dead_letter_documents import document
+from pulse.domain.errors import CheckFailed, ConfigurationError
 
 LIST_HINT = "`pulse dead-letters list` shows what there is"
 FAILURES_SHOWN_MAX = 10
 PROGRESS_FROM = 200
 """Fewer letters than this are done before a bar could be read."""
-
-
-class Moment(click.ParamType[datetime]):
-    """An age like 2h, or a time like 2026-11-23T10:00 (UTC unless it says otherwise)."""
-
-    name = "age or time"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
-        """Read it."""
-        if isinstance(value, datetime):
-            return value
-        try:
-            moment = datetime.fromisoformat(value)
-        except ValueError:
-            try:
-                age: timedelta = Age().convert(value, param, ctx)
-            except click.BadParameter:
-                self.fail(f"{value!r} is neither an age like 90s, 10m, 2h, 1d nor a time like 2026-11-23T10:00")
-            return datetime.now(UTC) - age
-        return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-
-
-def filter_options(command: Callable[..., R]) -> Callable[..., R]:
-    """The options that say which dead letters; the command gets them as `wanted`."""
-    streams = [stream.name for stream in load().streams if not stream.name.startswith("KV_")]
-    options = (
-        click.option("--id", "letter_id", type=click.IntRange(1), help="The one with this id."),
-        click.option("--reason", type=click.Choice([reason.value for reason in Reason]), metavar="REASON", help="Why."),
-        click.option("--tenant", "tenant_id", metavar="TENANT_ID"),
-        click.option("--device", "device_id", metavar="DEVICE_ID"),
-        click.option("--stream", type=click.Choice(streams), metavar="STREAM", help="Where it came from."),
-        click.option("--since", type=Moment(), metavar="AGE|TIME", help="Died at that time or later."),
-        click.option("--until", type=Moment(), metavar="AGE|TIME", help="Died before that time."),
-    )
-
-    @functools.wraps(command)
-    def run(*args: Any, **given: Any) -> R:
-        fields = ("letter_id", "reason", "tenant_id", "device_id", "stream", "since", "until")
-        return command(*args, wanted=Filter(**{name: given.pop(name) for name in fields}), **given)
-
-    for option in reversed(options):
-        run = option(run)
-    return run
-
-
-state_option = click.option(
-    "--state", type=click.Choice(["waiting", "replayed"]), help="Only those never replayed, or those replayed."
-)
 
 
 @click.group("dead-letters")
@@ -96,7 +45,7 @@ async def list_letters(
     context: Context, *, wanted: Filter, state: str | None, before: int | None, limit: int, as_json: bool
 ) -> None:
     """List dead letters, newest first."""
-    wanted = _in_state(wanted, state)
+    wanted = in_state(wanted, state)
     async with open_dead_letters(context.settings()) as letters:
         page = await letters.page(wanted, before=before, limit=limit)
     more = page[-1].id if len(page) == limit else None
@@ -125,7 +74,7 @@ async def show(context: Context, letter_id: int, *, full: bool, raw: bool, as_js
     if raw:
         sys.stdout.buffer.write(letter.body)
     elif as_json:
-        print_json(json_of(letter))
+        print_json(document(letter))
     else:
         console.print(fields_of(letter))
         click.echo()
@@ -172,12 +121,14 @@ async def replay(
         if wanted.letter_id is None or (body_file is not None and edit):
             raise click.UsageError("--body and --edit mend one dead letter: give its ID, and one of the two")
         mended = _read_body(body_file) if body_file is not None else await _edited(context, wanted.letter_id)
-        async with open_dead_letters(context.settings(), to_replay=True) as letters:
+        record = await _record(context, "replay", wanted, mended=True)
+        async with open_dead_letters(context.settings(), to_replay=True, record=record) as letters:
             sent = await letters.replay_one(wanted.letter_id, body=mended)
         _print_replayed(as_json, replayed=1, skipped=0, last=sent.sequence)
         return
     _check_chosen(wanted, everything)
-    async with open_dead_letters(context.settings(), to_replay=True) as letters:
+    record = await _record(context, "replay", wanted, again=again)
+    async with open_dead_letters(context.settings(), to_replay=True, record=record) as letters:
         found = await letters.count(wanted)
         if not found.count:
             raise CheckFailed("no dead letter matches: nothing was replayed", hint=LIST_HINT)
@@ -212,9 +163,9 @@ async def purge(
     context: Context, *, wanted: Filter, state: str | None, everything: bool, yes: bool, as_json: bool
 ) -> None:
     """Delete dead letters for good."""
-    wanted = _in_state(wanted, state)
+    wanted = in_state(wanted, state)
     _check_chosen(wanted, everything)
-    async with open_dead_letters(context.settings()) as letters:
+    async with open_dead_letters(context.settings(), record=await _record(context, "purge", wanted)) as letters:
         found = await letters.count(wanted)
         if not found.count:
             raise CheckFailed("no dead letter matches: nothing was purged", hint=LIST_HINT)
@@ -238,6 +189,17 @@ async def purge(
         console.print(f"{purged:,} dead letters are purged.", highlight=False)
 
 
+async def _record(context: Context, action: str, wanted: Filter, **details: object) -> ChangeRecord:
+    """What audit_log is told: of one letter, whose it is."""
+    tenant_id, target = wanted.tenant_id, ""
+    if wanted.letter_id is not None:
+        target = str(wanted.letter_id)
+        async with open_dead_letters(context.settings()) as letters:
+            tenant_id = next((one.tenant_id for one in await letters.page(wanted, limit=1)), tenant_id)
+    given = {name: value for name, value in msgspec.structs.asdict(wanted).items() if value is not None}
+    return record_of(f"dead-letters.{action}", target, tenant_id, filter=given, **details)
+
+
 def _read_body(path: Path) -> bytes:
     return sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
 
@@ -258,10 +220,6 @@ async def _edited(context: Context, letter_id: int) -> bytes:
 def _check_chosen(wanted: Filter, everything: bool) -> None:
     if (wanted == Filter()) is not everything:
         raise click.UsageError("say which dead letters, by an option like --reason or --since, or say --all")
-
-
-def _in_state(wanted: Filter, state: str | None) -> Filter:
-    return wanted if state is None else msgspec.structs.replace(wanted, replayed=state == "replayed")
 
 
 def _print_replayed(as_json: bool, *, replayed: int, skipped: int, last: int | None, failed: int = 0) -> None:

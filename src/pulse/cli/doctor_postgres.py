@@ -99,7 +99,7 @@ async def audit(client: PulseClient, pool: Pool) -> list[Finding]:
 
 
 async def registry(client: PulseClient, pool: Pool) -> list[Finding]:
-    """Whether the edge knows what PostgreSQL says, of as many tenants and devices as can be compared in a moment."""
+    """Whether the edge knows what PostgreSQL says, of as much as can be compared in a moment."""
     truth, bucket = RegistryTruth(pool), RegistryBucket(client)
     deadline = time.monotonic() + REGISTRY_S_MAX
     compared, different, complete = 0, 0, True
@@ -116,7 +116,7 @@ async def registry(client: PulseClient, pool: Pool) -> list[Finding]:
             if time.monotonic() > deadline:
                 complete = False
                 break
-    text = f"{compared:,} tenants and devices compared{'' if complete else ' (not all)'}, {different:,} differ"
+    text = f"{compared:,} tenants, devices and routes compared{'' if complete else ' (not all)'}, {different:,} differ"
     advice = (
         "devices may be refused, or let in, wrongly: `maintenance` mends it within reconcile_interval_s; does it run?"
     )

@@ -49,6 +49,7 @@ PROCESSES = {
     Role.INGEST: (Role.INGEST,),
     Role.SHADOW: (Role.SHADOW, Role.COMMANDS),
     Role.MAINTENANCE: (Role.MAINTENANCE, Role.RESCUE),
+    Role.DELIVERY: (Role.DELIVERY,),
     Role.BRIDGE: (Role.BRIDGE,),
     Role.UI: (Role.UI,),
 }
@@ -60,10 +61,12 @@ Shadows and commands are said far less often than telemetry: together they cost 
 
 TOLD_TO_OTHER_COMMANDS = (
     "nats_url", "database_url", "gateway_host", "gateway_port", "ui_host", "ui_port", "health_host", "health_port",
-    "embedded_nats_monitor_port", "mqtt_url",
+    "embedded_nats_monitor_port", "mqtt_url", "secret_keys",
 )  # fmt: skip
 BRIDGE_S_OWN = ("mqtt_password", "mqtt_issuer_secret", "mqtt_access_url")
 """What no other process of ours is told."""
+SEALING_ROLES = ("ui", "delivery")
+"""Who else knows what secrets of webhooks are sealed with."""
 BRIDGE_CLIENT_ID = "pulse-bridge"
 """Whatever this machine is called: under another name the session, and what waits in it, would be left behind."""
 OWN_NAMES = {name: key for key, name in ENVIRONMENT_BY_OWN_NAME.items()}
@@ -94,8 +97,8 @@ def up(context: Context, gateway_port: int | None) -> None:
                 link = sign_in_link(settings, operator_key(settings, folder.path))
             folder.write_instance({name: getattr(settings, name) for name in TOLD_TO_OTHER_COMMANDS})
             roles = _roles(settings, folder)
-            with _step(console, "ingest, shadows and commands, maintenance"):
-                supervisor.start(roles[Role.INGEST], roles[Role.SHADOW], roles[Role.MAINTENANCE])
+            with _step(console, "ingest, shadows and commands, deliveries, maintenance"):
+                supervisor.start(roles[Role.INGEST], roles[Role.SHADOW], roles[Role.DELIVERY], roles[Role.MAINTENANCE])
             with _step(console, "gateway, bridge and console"):
                 supervisor.start(roles[Role.GATEWAY], roles[Role.BRIDGE], roles[Role.UI])
             _print_ready(settings, folder, nats, demo_token, link)
@@ -141,6 +144,7 @@ def _servers(settings: Settings, folder: DataFolder) -> tuple[NatsServer, Postgr
         mqtt_client_id=BRIDGE_CLIENT_ID,
         mqtt_access_url=nats.access_url,
         mqtt_issuer_secret=secrets.mqtt_issuer_secret,
+        secret_keys=settings.secret_keys or secrets.sealing_key,
     )
     return nats, postgres, settings
 
@@ -189,7 +193,10 @@ def _environment(settings: Settings, role: Role) -> dict[str, str]:
         addresses = " ".join(f"{settings.health_host}:{health_port(settings, each)}" for each in PROCESSES)
         settings = msgspec.structs.replace(settings, role_addresses=addresses)
     if role is not Role.BRIDGE:
-        settings = msgspec.structs.replace(settings, **dict.fromkeys(BRIDGE_S_OWN, ""))
+        hidden = [name for name in BRIDGE_S_OWN if role is not Role.DELIVERY or name != "mqtt_password"]
+        settings = msgspec.structs.replace(settings, **dict.fromkeys(hidden, ""))
+    if role not in SEALING_ROLES:
+        settings = msgspec.structs.replace(settings, secret_keys="")
     for name, value in msgspec.structs.asdict(settings).items():
         environment[OWN_NAMES.get(name, ENVIRONMENT_PREFIX + name.upper())] = str(value)
     environment[f"{ENVIRONMENT_PREFIX}HEALTH_PORT"] = str(health_port(settings, role))

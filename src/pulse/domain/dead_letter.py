@@ -23,7 +23,7 @@ from msgspec import Meta
 from pulse.domain.errors import Reason, Refusal
 from pulse.domain.identity import ID_PATTERN, is_id
 from pulse.domain.ledger import SEQUENCE_MAX
-from pulse.domain.settlement import DeadLetter, Message
+from pulse.domain.settlement import REPLAY_FOR, DeadLetter, Message
 from pulse.domain.subjects import tenant_of
 
 T = TypeVar("T")
@@ -31,6 +31,9 @@ T = TypeVar("T")
 ADVISORY_PREFIX = "$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES."
 CONDEMNED_PREFIX = "dead."
 REPLAY_OF = "Pulse-Replay-Of"
+ATTEMPT = "Pulse-Attempt"
+SINCE = "Pulse-Since"
+"""Of a job of a route: how many attempts were made at it, and when it first came, in ms since the epoch."""
 MESSAGE_ID = "Nats-Msg-Id"
 
 StreamName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,64}\Z")]
@@ -127,18 +130,19 @@ class Filter(msgspec.Struct, frozen=True, kw_only=True):
     since: datetime | None = None
     until: datetime | None = None
     replayed: bool | None = None
+    route_id: str | None = None
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
     """One dead letter in a list; `sequence` is its own in the stream, `replayed_sequence` that of its last replay.
 
-    One that never came into its stream has the sequence of its letter in DEAD_LETTERS instead.
-    `replay_of` is the id of the dead letter that was replayed as this one, and died again.
+    One that never came into its stream has no sequence there. `replay_of` is the id of the dead letter that was
+    replayed as this one, and died again; `route_id` the route that wanted it, of a job that stands as we made it.
     """
 
     id: int
     stream: str
-    sequence: int
+    sequence: int | None
     subject: str
     tenant_id: str | None
     device_id: str | None
@@ -152,6 +156,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     replayed_at: datetime | None
     replayed_sequence: int | None
     replay_of: int | None
+    route_id: str | None = None
 
 
 class Letter(msgspec.Struct, frozen=True, kw_only=True):
@@ -195,19 +200,21 @@ def replay_of(letter: Letter, *, body: bytes | None = None) -> Replay:
 
     Its message id follows from the letter, the count of its replays and the other body: a replay that was cut off and
     is repeated within the stream's duplicate window is one message, the next replay is another. Headers that instruct
-    the server (Nats-…) belonged to the first publish and stay behind.
+    the server (Nats-…) belonged to the first publish and stay behind; a job begins anew, with all its attempts. Whose
+    it was goes with it, for a body of which that cannot be read.
     """
     one = letter.summary
     kept = {name: value for name, value in parse_headers(letter.headers).items() if not _instructs(name)}
     edited = "" if body is None else f"-{hashlib.sha256(body).hexdigest()[:16]}"
+    whose = {REPLAY_FOR: f"{one.tenant_id}/{one.device_id}"} if one.tenant_id and one.device_id else {}
     return Replay(
         letter_id=one.id,
         stream=one.stream,
         subject=one.subject,
-        headers=kept | {MESSAGE_ID: f"dead-letter-{one.id}-{one.replays + 1}{edited}", REPLAY_OF: str(one.id)},
+        headers=kept | whose | {MESSAGE_ID: f"dead-letter-{one.id}-{one.replays + 1}{edited}", REPLAY_OF: str(one.id)},
         body=letter.body if body is None else body,
     )
 
 
 def _instructs(name: str) -> bool:
-    return name.lower().startswith("nats-") or name == REPLAY_OF
+    return name.lower().startswith("nats-") or name in (REPLAY_OF, ATTEMPT, SINCE)

@@ -2,7 +2,8 @@
 
     PulseError
      ├── Refusal               the sender is at fault: a 4xx at the edge, a dead letter at a worker
-     │    └── LimitExceeded    it is larger, or comes more often, than a limit of ours allows
+     │    ├── LimitExceeded    it is larger, or comes more often, than a limit of ours allows
+     │    └── VersionConflict  it was meant for another version of what it changes
      ├── Outage                a system is away: wait, retry; nobody's message is at fault
      │    ├── Overloaded       it is there, but what waits for it has reached its bound
      │    └── StreamFull       it is there, but the stream has reached its limits
@@ -52,6 +53,14 @@ class Reason(StrEnum):
     UNKNOWN_COMMAND = "unknown_command"
     REFUSED_BY_DATABASE = "refused_by_database"
     MAX_DELIVERIES = "max_deliveries"
+    REFUSED_BY_DESTINATION = "refused_by_destination"
+    DESTINATION_GONE = "destination_gone"
+    FORBIDDEN_TARGET = "forbidden_target"
+    DELIVERY_ATTEMPTS = "delivery_attempts"
+    RETRY_AFTER_TOO_LONG = "retry_after_too_long"
+    EXPIRED = "expired"
+    ROUTE_GONE = "route_gone"
+    ROUTES_FULL = "routes_full"
 
 
 class Refusal(PulseError):
@@ -88,6 +97,14 @@ class LimitExceeded(Refusal):
         self.limit = limit
         self.value = value
         self.retry_after_s = retry_after_s
+
+
+class VersionConflict(Refusal):
+    """A change was meant for another version than there is: `version`."""
+
+    def __init__(self, version: int, *, what: str = "shadow") -> None:
+        super().__init__(Reason.CONFLICT, f"the {what} is at version {version}", field="version")
+        self.version = version
 
 
 class Outage(PulseError):

@@ -40,6 +40,7 @@ DOWN_NAMED = tuple(topic.replace("shadow/", "shadow/name/+/", 1) for topic in DO
 
 _USER_NAME = re.compile(rf"({ID_PATTERN})/({ID_PATTERN})")
 _SHARED = re.compile(r"\A\$share/[^/+#]+/")
+_ROUTE_TOPIC = re.compile(rf"tenant/{ID_PATTERN}/route(/[A-Za-z0-9_-]{{1,64}}){{1,8}}")
 _DEVICE_TOPIC = re.compile(rf"tenant/({ID_PATTERN})/device/({ID_PATTERN})/.+")
 
 
@@ -91,8 +92,8 @@ def down_filters(tenant_id: str, device_id: str, *, named: bool) -> list[str]:
 
 
 def bridge_up_filters() -> list[str]:
-    """Topic filters that contain all that our own user at a broker may publish to: what devices listen to."""
-    return [prefix("+", "+") + topic for topic in DOWN + DOWN_NAMED]
+    """Topic filters that contain all that our own user at a broker may publish to: for devices, and of routes."""
+    return [*(prefix("+", "+") + topic for topic in DOWN + DOWN_NAMED), "tenant/+/route/#"]
 
 
 def is_own_client_id(tenant_id: str, device_id: str, client_id: str) -> bool:
@@ -121,12 +122,15 @@ def contains(outer: str, inner: str) -> bool:
 
 
 def bridge_may(action: Action, topic: str) -> bool:
-    """Whether our own user at a broker may do that: hear all that devices say, and say what they listen to.
+    """Whether our own user at a broker may do that: hear all that devices say, and say what they listen to, or what
+    routes republish.
 
     `topic` of a subscription may be a shared one, `$share/{group}/{filter}`.
     """
     if action is Action.SUBSCRIBE:
         return _SHARED.sub("", topic, count=1).startswith("tenant/")
+    if _ROUTE_TOPIC.fullmatch(topic):
+        return True
     found = _DEVICE_TOPIC.fullmatch(topic)
     is_name = found is not None and not any(wildcard in topic for wildcard in "+#")
     return found is not None and is_name and may(found[1], found[2], Action.SUBSCRIBE, topic)

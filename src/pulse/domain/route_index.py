@@ -85,6 +85,7 @@ class RouteIndex:
 
     def __init__(self) -> None:
         self._kinds: dict[tuple[str, MessageType], _Kind] = {}
+        self._tenants: set[str] = set()
 
     def __len__(self) -> int:
         """How many pairs of tenant and message type have a route."""
@@ -100,6 +101,14 @@ class RouteIndex:
         for message_type in MessageType:
             self._kinds.pop((tenant_id, message_type), None)
         self._kinds.update({(tenant_id, message_type): kind for message_type, kind in kinds.items()})
+        if kinds:
+            self._tenants.add(tenant_id)
+        else:
+            self._tenants.discard(tenant_id)
+
+    def has(self, tenant_id: str) -> bool:
+        """Whether the tenant has any route."""
+        return tenant_id in self._tenants
 
     def concerns(self, tenant_id: str, message_type: MessageType) -> bool:
         """Whether any route may want such a message: what the hot path asks before it looks any closer."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
@@ -11,12 +12,17 @@ from msgspec import UNSET
 from pulse.domain.device_state import Words
 from pulse.domain.envelope import IDENTITY, Envelope, unwrap
 from pulse.domain.errors import Reason, Refusal
+from pulse.domain.identity import ID_PATTERN
 from pulse.domain.ledger import PositionSet
 from pulse.domain.subjects import MessageType, tenant_of
 from pulse.domain.telemetry import PayloadDecoder
 
 IDENTITIES_REMEMBERED_MAX = 16_384
 """Ids of which it is remembered that they are well formed; some 3 MB."""
+
+REPLAY_FOR = "Pulse-Replay-For"
+"""The header of a replay that says whose it was: `tenant/device`."""
+_REPLAY_FOR = re.compile(rb"\nPulse-Replay-For: (%b)/(%b)\r" % ((ID_PATTERN.encode(),) * 2))
 
 NUL_ESCAPED = rb"\u0000"
 """As no JSON can have it otherwise; where it stands, it may also be an escaped backslash and four digits."""
@@ -250,13 +256,17 @@ def _row(position: int, envelope: Envelope, decoder: PayloadDecoder) -> Row:
 
 
 def dead_letter(position: int, message: Message, refusal: Refusal, envelope: Envelope | None = None) -> DeadLetter:
-    """A message that was refused; its `envelope` tells of which device, where it could be read."""
+    """A message that was refused; its `envelope` tells of which device, where it could be read.
+
+    Of a replay that could not be read, the letter that was replayed tells it.
+    """
     error = f"{refusal.field}: {refusal.message}" if refusal.field else refusal.message
-    return DeadLetter(
-        position=position,
-        message=message,
-        reason=refusal.reason,
-        error=error,
-        tenant_id=envelope.tenant_id if envelope else None,
-        device_id=envelope.device_id if envelope else None,
-    )
+    tenant_id, device_id = (envelope.tenant_id, envelope.device_id) if envelope else _replayed_for(message)
+    return DeadLetter(position, message, refusal.reason, error, tenant_id=tenant_id, device_id=device_id)
+
+
+def _replayed_for(message: Message) -> tuple[str | None, str | None]:
+    found = _REPLAY_FOR.search(message.headers)
+    if found is None or found[1].decode() != tenant_of(message.subject):
+        return None, None
+    return found[1].decode(), found[2].decode()

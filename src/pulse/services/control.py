@@ -30,7 +30,10 @@ from pulse.domain.query import Bucket, BucketQuery, Latest, Query, StoredReading
 from pulse.domain.stream_status import StreamsStatus
 from pulse.services.audit import Auditor
 from pulse.services.control_commands import Commands
+from pulse.services.control_routes import Routes
 from pulse.services.control_shadows import Shadows
+from pulse.services.dead_letters import DeadLetters
+from pulse.services.dry_run import DryRuns, StoredMessages
 
 log = structlog.get_logger()
 
@@ -139,6 +142,9 @@ class Reach:
     telemetry: Telemetry
     shadows: Shadows
     commands: Commands
+    routes: Routes
+    messages: StoredMessages
+    dead_letters: DeadLetters
     changes: Changes
     keys: Keys
 
@@ -171,10 +177,12 @@ class Control:
         edge: Edge,
         auditor: Auditor,
         streams: Streams,
+        dry_runs: DryRuns,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self.auditor = auditor
         self.streams = streams
+        self.dry_runs = dry_runs
         self.clock = clock
         self._open_reach = open_reach
         self._edge = edge

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,6 +17,7 @@ from pulse.domain.dead_letter import Filter, Letter, Replay, Replayed, Summary, 
 from pulse.domain.envelope import unwrap
 from pulse.domain.errors import Outage, Reason, Refusal
 from pulse.domain.receipt import Receipt
+from pulse.domain.route import read_job
 
 REPLAY_PAGE = 100
 """Letters that are published together; what a kill can leave published and not recorded."""
@@ -100,7 +101,7 @@ class DeadLetters:
 
     async def replay(
         self, wanted: Filter, *, last_id: int, rate_per_s: float | None = None
-    ) -> AsyncIterator[list[Replayed]]:
+    ) -> AsyncGenerator[list[Replayed], None]:
         """Publish again all that match up to `last_id`, oldest first; yields what is published and recorded.
 
         Ends by an Outage where NATS or the database goes away: what was yielded is done, and the rest can be repeated.
@@ -114,7 +115,7 @@ class DeadLetters:
             done += len(letters)
             after = letters[-1].summary.id
 
-    async def purge(self, wanted: Filter, *, last_id: int) -> AsyncIterator[int]:
+    async def purge(self, wanted: Filter, *, last_id: int) -> AsyncGenerator[int, None]:
         """Delete all that match up to `last_id`; yields how many at each step."""
         while deleted := await self._store.delete(wanted, last=last_id, limit=PURGE_PAGE):
             yield deleted
@@ -156,8 +157,12 @@ class DeadLetters:
 
 def _check_mended(letter: Letter, body: bytes) -> None:
     """Raise Refusal where `body` would only die again, and with it who had sent it."""
+    subject = letter.summary.subject
     try:
-        unwrap(letter.summary.subject, body)
+        if subject.startswith("routes."):
+            read_job(subject, body)
+        else:
+            unwrap(subject, body)
     except Refusal as refusal:
         raise Refusal(
             refusal.reason,

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any
 
 import asyncpg
 import msgspec
 
 from pulse.adapters.postgres.ledger import record_epoch
-from pulse.adapters.postgres.pool import Database, Pool, transaction
+from pulse.adapters.postgres.pool import Connection, Database, Pool, Scoped, transaction
 from pulse.adapters.postgres.settling import Entry, claim, refused, write_dead_letters
 from pulse.domain.dead_letter import Filter, Letter, Summary
 from pulse.domain.ledger import PositionSet, sequence_of
@@ -16,28 +19,30 @@ from pulse.domain.settlement import DeadLetter
 
 SUMMARY = """
     id, stream, position, subject, tenant_id, device_id, reason, error, octet_length(body) AS body_bytes, attempts,
-    published_at, died_at, replays, replayed_at, replayed_sequence, replay_of
+    published_at, died_at, replays, replayed_at, replayed_sequence, replay_of, route_id, in_stream
 """
 # Planned anew each time, with the arguments known: what is null costs nothing.
 MATCHES = """
     ($1::bigint IS NULL OR id = $1) AND ($2::text IS NULL OR stream = $2) AND ($3::text IS NULL OR reason = $3)
     AND ($4::text IS NULL OR tenant_id = $4) AND ($5::text IS NULL OR device_id = $5)
     AND ($6::timestamptz IS NULL OR died_at >= $6) AND ($7::timestamptz IS NULL OR died_at < $7)
-    AND ($8::boolean IS NULL OR (replays > 0) = $8)
+    AND ($8::boolean IS NULL OR (replays > 0) = $8) AND ($9::text IS NULL OR route_id = $9)
 """
 SELECT_PAGE = f"""
-    SELECT {SUMMARY} FROM dead_letters WHERE {MATCHES} AND ($9::bigint IS NULL OR id < $9) ORDER BY id DESC LIMIT $10
+    SELECT {SUMMARY} FROM dead_letters WHERE {MATCHES} AND ($10::bigint IS NULL OR id < $10) ORDER BY id DESC LIMIT $11
 """  # noqa: S608 - constants
 SELECT_LETTER = f"SELECT {SUMMARY}, headers, body FROM dead_letters WHERE id = $1"  # noqa: S608 - constants
 SELECT_CHILDREN = "SELECT id FROM dead_letters WHERE replay_of = $1 ORDER BY id LIMIT 100"
 SELECT_LETTERS = f"""
     SELECT {SUMMARY}, headers, body FROM dead_letters
-    WHERE {MATCHES} AND id > $9 AND id <= $10 ORDER BY id LIMIT $11
+    WHERE {MATCHES} AND id > $10 AND id <= $11 ORDER BY id LIMIT $12
 """  # noqa: S608 - constants
 COUNT_MATCHING = f"""
     SELECT count(*), count(*) FILTER (WHERE replays > 0), coalesce(max(id), 0) FROM dead_letters WHERE {MATCHES}
 """  # noqa: S608 - constants
 COUNT_BY_REASON = "SELECT reason, replays > 0, count(*) FROM dead_letters GROUP BY 1, 2"
+# In one order, so that two who record at once wait for one another in one direction only.
+LOCK_LETTERS = "SELECT FROM dead_letters WHERE id = ANY($1::bigint[]) ORDER BY id FOR UPDATE"
 RECORD_REPLAYS = """
     UPDATE dead_letters AS letter
     SET replays = letter.replays + 1, replayed_at = now(), replayed_sequence = made.sequence
@@ -46,7 +51,7 @@ RECORD_REPLAYS = """
 """
 DELETE_MATCHING = f"""
     DELETE FROM dead_letters WHERE id IN (
-        SELECT id FROM dead_letters WHERE {MATCHES} AND id <= $9 ORDER BY id LIMIT $10
+        SELECT id FROM dead_letters WHERE {MATCHES} AND id <= $10 ORDER BY id LIMIT $11 FOR UPDATE
     )
 """  # noqa: S608 - constants
 IS_SETTLED = "SELECT EXISTS (SELECT FROM ledger WHERE positions @> $1::bigint)"
@@ -55,10 +60,15 @@ CHECK_TABLES = "SELECT FROM ledger, dead_letters, stream_epochs LIMIT 0"
 
 
 class DeadLetterStore:
-    """Reads and tends the table; satisfies `services.dead_letters.Store`. Every call raises Outage."""
+    """Reads and tends the table; satisfies `services.dead_letters.Store`. Every call raises Outage.
+
+    The record of `database` is entered into audit_log with the first change, and once, however many pages there are.
+    """
 
     def __init__(self, database: Database) -> None:
-        self._database = database
+        scoped = database if isinstance(database, Scoped) else Scoped(pool=database)
+        self._database = replace(scoped, record=None)
+        self._record = scoped.record
 
     async def page(self, wanted: Filter, *, before: int | None, limit: int) -> list[Summary]:
         """Those that match, newest first, below the id `before`."""
@@ -94,14 +104,22 @@ class DeadLetterStore:
 
     async def record_replays(self, replays: Sequence[tuple[int, int, int]]) -> None:
         """Of each (id, how often it was replayed before, sequence of the new message); nothing that is recorded."""
-        async with transaction(self._database) as connection:
+        async with self._change() as connection:
+            await connection.execute(LOCK_LETTERS, [letter_id for letter_id, _, _ in replays])
             await connection.execute(RECORD_REPLAYS, *zip(*replays, strict=True))
 
     async def delete(self, wanted: Filter, *, last: int, limit: int) -> int:
         """Delete at most `limit` of those that match, up to the id `last`; returns how many."""
-        async with transaction(self._database) as connection:
+        async with self._change() as connection:
             status = await connection.execute(DELETE_MATCHING, *msgspec.structs.astuple(wanted), last, limit)
         return int(status.removeprefix("DELETE "))
+
+    @asynccontextmanager
+    async def _change(self) -> AsyncIterator[Connection]:
+        """A transaction that also writes the record, until one of them has."""
+        async with transaction(replace(self._database, record=self._record)) as connection:
+            yield connection
+        self._record = None
 
 
 class RescueStore:
@@ -146,16 +164,19 @@ class RescueStore:
 
 
 def _summary(row: asyncpg.Record) -> Summary:
-    values = dict(row)
-    position = values.pop("position")
-    return Summary(sequence=sequence_of(position), **values)
+    return _summary_of(dict(row))
+
+
+def _summary_of(values: dict[str, Any]) -> Summary:
+    position, in_stream = values.pop("position"), values.pop("in_stream")
+    return Summary(sequence=sequence_of(position) if in_stream else None, **values)
 
 
 def _letter(row: asyncpg.Record, died_again_as: tuple[int, ...]) -> Letter:
     values = dict(row)
-    headers, body, position = values.pop("headers"), values.pop("body"), values.pop("position")
+    headers, body = values.pop("headers"), values.pop("body")
     return Letter(
-        summary=Summary(sequence=sequence_of(position), **values),
+        summary=_summary_of(values),
         headers=headers,
         body=body,
         died_again_as=died_again_as,

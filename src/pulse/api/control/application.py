@@ -12,11 +12,13 @@ from pulse import __version__
 from pulse.api.control import (
     changes,
     commands,
+    dead_letters,
     device_import,
     devices,
     fleet_commands,
     keys,
     models,
+    routes,
     shadows,
     streams,
     telemetry,
@@ -42,7 +44,20 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
 
 
 # The import before the devices, whose `{device_id}` would take its name for one.
-MODULES = (tenants, device_import, devices, telemetry, shadows, commands, fleet_commands, streams, changes, keys)
+MODULES = (
+    tenants,
+    device_import,
+    devices,
+    telemetry,
+    shadows,
+    commands,
+    fleet_commands,
+    routes,
+    dead_letters,
+    streams,
+    changes,
+    keys,
+)
 
 
 def methods_of(path: str) -> list[str]:

@@ -19,9 +19,9 @@ from pydantic import Field
 from pulse.api.control import models
 from pulse.api.control.parameters import DeviceId, TenantId, TheBounds, TheCaller, TheControl
 from pulse.domain.command_documents import instant
-from pulse.domain.errors import Reason, Refusal
+from pulse.domain.errors import Reason, Refusal, VersionConflict
 from pulse.domain.identity import ID_PATTERN
-from pulse.domain.shadow import Sections, Shadow, ShadowKey, Update, VersionConflict, check_update
+from pulse.domain.shadow import Sections, Shadow, ShadowKey, Update, check_update
 from pulse.domain.shadow_documents import document
 from pulse.domain.shadow_requests import Changed, change, removal
 
