@@ -11,7 +11,11 @@ that is paused until the worker waits for it, and on empty tables:
     sunday    a plain worker of nats-py and asyncpg (bench/drain_parts.py), on a part of the messages
     pulse     `pulse serve ingest`, every message settled in the ledger
 
-and after them `pulse` live: a publisher as fast as it goes, then at half of what that gave, and single messages.
+and, if they are asked for, `pulse` with routes, so many in each tenant, until all is acked, which is up to a second
+later than it is stored: `elsewhere-100` (for other devices), `question-100` (one question that all of them ask, and
+none says yes), `questions-100` (each its own), `jobs-1` (each message becomes so many jobs).
+
+At last comes `pulse` live: a publisher as fast as it goes, then at half of what that gave, and single messages.
 CPU is that of each process, so it compares where the clock does not: other work on the machine slows all of them.
 """
 
@@ -39,7 +43,7 @@ from typing import Any
 import asyncpg
 import click
 import msgspec
-import psutil
+import psutil  # type: ignore[import-untyped]
 import uvloop
 from rich.console import Console
 from rich.table import Table
@@ -51,6 +55,7 @@ from pulse.adapters.embedded.postgres_server import PostgresServer
 from pulse.adapters.nats.connection import PulseClient, connection
 from pulse.adapters.nats.streams import ConsumerState, consumer_state
 from pulse.adapters.postgres.migrate import available, migrate
+from pulse.domain.route import DeviceFilter, Match, Route, Webhook, encode_route
 from pulse.topology.declared import load
 
 STREAM, CONSUMER = "TELEMETRY", "ingest-workers"
@@ -58,13 +63,21 @@ HERE = Path(__file__).parent
 POLL_S = 0.02
 WARM_UP_S = 1.0
 """A process that has just begun to pull still imports and connects what its other services need."""
-TURN_S_MAX = 60.0
+TURN_S_MAX = 300.0
 SUNDAY_PART = 5
 LIVE_S = 6.0
 FLAT_OUT = 0.0
 LONE = 20
 COPY_BATCH = 5000
 COPY_COLUMNS = ("ts", "tenant_id", "device_id", "seq", "site_id", "metrics", "position")
+ROUTED = {
+    "elsewhere": Match(devices=DeviceFilter(prefix="other-"), expression="metrics.humidity > 50.0"),
+    "question": Match(expression="metrics.temperature > 1000.0 && metrics.door == 'open'"),
+    "questions": Match(expression="metrics.temperature > 1000.0 && metrics.rssi == NUMBER"),
+    "jobs": Match(),
+}
+"""Which messages the routes of a way want; NUMBER is the route's own."""
+INSERT_ROUTE = "INSERT INTO routes (tenant_id, route_id, definition) VALUES ($1, $2, $3::json)"
 LATENCY = """
     SELECT percentile_disc(ARRAY[0.5, 0.99, 1.0]) WITHIN GROUP (
         ORDER BY extract(epoch FROM pg_xact_commit_timestamp(telemetry.xmin) - ts)::float8 * 1000)
@@ -105,7 +118,7 @@ class Bench:
         }
 
     def command(self, way: str) -> list[str]:
-        if way == "pulse":
+        if is_pulse(way):
             flags = [part for setting in self.settings for part in ("--set", setting)]
             return [sys.executable, "-m", "pulse", *flags, "serve", "ingest"]
         return [sys.executable, str(HERE / "drain_parts.py"), way]
@@ -156,6 +169,18 @@ class Bench:
         await self.client.request(f"$JS.API.CONSUMER.DELETE.{STREAM}.{CONSUMER}")
         await self.api(f"CONSUMER.CREATE.{STREAM}.{CONSUMER}", {"stream_name": STREAM, "config": config})
 
+    async def route(self, way: str) -> None:
+        """Let every tenant have the routes of this way, and no job wait; `pulse` has none."""
+        kind, _, count = way.partition("-")
+        await self.database.execute("TRUNCATE routes CASCADE")
+        await self.api("STREAM.PURGE.ROUTES")
+        rows = [
+            (route.tenant_id, route.route_id, encode_route(route).decode())
+            for tenant in range(drain_load.TENANTS)
+            for route in routes(kind, f"tenant-{tenant}", int(count or 0))
+        ]
+        await self.database.executemany(INSERT_ROUTE, rows)
+
     async def resume(self) -> None:
         """Let the consumer deliver; nats-server 2.15 does so to pulls that wait only once a message arrives."""
         await self.api(f"CONSUMER.PAUSE.{STREAM}.{CONSUMER}")
@@ -166,6 +191,20 @@ class Bench:
         """CPU seconds so far of nats-server and of PostgreSQL with all its backends, ended ones included."""
         nats, postgres = (psutil.Process(server.pid) for server in (self.nats, self.postgres))
         return cpu_s(nats), cpu_s(postgres, ended=True) + sum(map(cpu_s, postgres.children()))
+
+
+def is_pulse(way: str) -> bool:
+    return way == "pulse" or way.partition("-")[0] in ROUTED
+
+
+def routes(kind: str, tenant_id: str, count: int) -> list[Route]:
+    made = []
+    for number in range(count):
+        match = ROUTED[kind]
+        match = msgspec.structs.replace(match, expression=match.expression.replace("NUMBER", str(number)))
+        destination = Webhook(url="https://hooks.example.com/")
+        made.append(Route(tenant_id=tenant_id, route_id=f"r-{number:04}", destination=destination, match=match))
+    return made
 
 
 def now_ms() -> bytes:
@@ -187,6 +226,7 @@ def rss_mb_max(process: psutil.Process) -> float:
 async def drain(bench: Bench, way: str, count: int) -> Turn:
     """Let the worker of `way` settle the first `count` messages of the stream."""
     await bench.renew(paused=True)
+    await bench.route(way)
     async with bench.worker(way) as worker:
         servers, own, start = bench.server_cpu(), cpu_s(worker), time.perf_counter()
         await bench.resume()
@@ -196,7 +236,7 @@ async def drain(bench: Bench, way: str, count: int) -> Turn:
             await bench.until(lambda state: state.ack_floor_stream_seq >= count)
         elapsed = time.perf_counter() - start
         own, after, rss = cpu_s(worker) - own, bench.server_cpu(), rss_mb_max(worker)
-    if way == "pulse":
+    if is_pulse(way):
         stored = await bench.database.fetchval("SELECT count(DISTINCT position) FROM telemetry")
         assert stored >= count, f"{stored} of {count} rows"
     nats, postgres = (later - before for later, before in zip(after, servers, strict=True))
@@ -287,7 +327,7 @@ async def lone(bench: Bench) -> dict[str, float]:
 
 @asynccontextmanager
 async def servers(folder: Path, settings: Sequence[str]) -> AsyncIterator[Bench]:
-    """A nats-server with the declared TELEMETRY and a migrated PostgreSQL, both of their own."""
+    """A nats-server with the declared streams of the worker and a migrated PostgreSQL, both of their own."""
     word = secrets.token_hex(8)
     nats = NatsServer(folder / "nats", port=ports.free_port(), monitor_port=ports.free_port(), password=word)
     postgres = PostgresServer(folder / "postgres", port=ports.free_port(), password=word, superuser_password=word)
@@ -305,8 +345,11 @@ async def servers(folder: Path, settings: Sequence[str]) -> AsyncIterator[Bench]
             bench = Bench(
                 client=client, nats=nats, postgres=postgres, database=database, settings=settings, folder=folder
             )
-            declared = next(stream for stream in load().streams if stream.name == STREAM)
-            await bench.api(f"STREAM.CREATE.{STREAM}", declared)
+            for declared in load().streams:
+                if declared.name in {STREAM, "ROUTES", "DEAD_LETTERS", "KV_registry"}:
+                    await bench.api(f"STREAM.CREATE.{declared.name}", declared)
+            for tenant in range(drain_load.TENANTS):
+                await database.execute("INSERT INTO tenants (tenant_id) VALUES ($1)", f"tenant-{tenant}")
             yield bench
         await database.close()
     finally:
@@ -324,7 +367,7 @@ async def measure(
             for way in ways:
                 if way == "copy":
                     turns.append(await copy(bench, messages))
-                elif way in {"raw", "sunday", "pulse"}:
+                elif way in {"raw", "sunday"} or is_pulse(way):
                     turns.append(await drain(bench, way, messages // SUNDAY_PART if way == "sunday" else messages))
         result: dict[str, Any] = {"ways": summary(turns)}
         if "live" in ways:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -41,6 +41,7 @@ from pulse.runtime.settings import Settings
 from pulse.services.control import Control
 from pulse.topology.declared import load
 from pulse.wiring.cli import auditor_on
+from pulse.wiring.routes import dry_runs_of
 from pulse.wiring.ui import RegistryEdge, open_reach_on
 
 BOUNDS = ControlBounds(
@@ -126,7 +127,9 @@ async def control_api(
     """The API over fresh servers; `pool_url` is another way to the same database (PgBouncer)."""
     async with open_connection(database, timeout_s=10, application_name="test") as migrating:
         await migrate(migrating, available())
+    settings = Settings(query_s_max=query_s_max, secret_keys="k" * 32, webhook_hosts_allowed="hooks.test")
     async with (
+        AsyncExitStack() as stack,
         connection(nats.url, name="test", wait_s=10) as client,
         open_pool(pool_url or database, size_max=4, timeout_s=10, application_name="test") as pool,
     ):
@@ -134,10 +137,11 @@ async def control_api(
         provisioner = Provisioner(client)
         await provisioner.apply(declared, await provisioner.plan(declared))
         control = Control(
-            open_reach=open_reach_on(pool, Settings(query_s_max=query_s_max)),
+            open_reach=open_reach_on(pool, settings, client),
             edge=RegistryEdge(client, pool),
             auditor=auditor_on(client, pool),
             streams=StreamStatusReader(client, declared),
+            dry_runs=stack.enter_context(dry_runs_of(settings)),
         )
         app = control_app(control=control, bounds=BOUNDS, other=not_here)
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://pulse") as http:

@@ -26,17 +26,32 @@ from pulse.wiring.bridge import bridge_services
 from pulse.wiring.cli import auditor_on, open_auditor, open_dead_letters
 from pulse.wiring.command import CONNECTIONS as COMMAND_CONNECTIONS
 from pulse.wiring.command import command_services
+from pulse.wiring.delivery import CONNECTIONS as DELIVERY_CONNECTIONS
+from pulse.wiring.delivery import delivery_services
 from pulse.wiring.gateway import gateway_services
 from pulse.wiring.ingest import ingest_services
 from pulse.wiring.maintenance import maintenance_services
 from pulse.wiring.process import NATS_WAIT_S_MAX, Process
 from pulse.wiring.rescue import rescue_services
+from pulse.wiring.routes import dry_runs_of, sealer_of, webhook_allowed
 from pulse.wiring.shadow import CONNECTIONS as SHADOW_CONNECTIONS
 from pulse.wiring.shadow import shadow_services
 from pulse.wiring.streams import INGEST_WORKERS, TELEMETRY, WORKERS
 from pulse.wiring.ui import ui_services
 
-__all__ = ["INGEST_WORKERS", "TELEMETRY", "WORKERS", "Role", "auditor_on", "open_auditor", "open_dead_letters", "serve"]
+__all__ = [
+    "INGEST_WORKERS",
+    "TELEMETRY",
+    "WORKERS",
+    "Role",
+    "auditor_on",
+    "dry_runs_of",
+    "open_auditor",
+    "open_dead_letters",
+    "sealer_of",
+    "serve",
+    "webhook_allowed",
+]
 
 log = structlog.get_logger()
 
@@ -52,6 +67,7 @@ class Role(StrEnum):
     BRIDGE = "bridge"
     SHADOW = "shadow"
     COMMANDS = "commands"
+    DELIVERY = "delivery"
 
 
 async def serve(settings: Settings, roles: Sequence[Role]) -> None:
@@ -108,6 +124,7 @@ def _connections_max(settings: Settings, roles: Sequence[Role]) -> int:
         Role.SHADOW: settings.shadow_writers + SHADOW_CONNECTIONS,
         Role.COMMANDS: settings.command_writers + COMMAND_CONNECTIONS,
         Role.UI: settings.ui_database_connections,
+        Role.DELIVERY: DELIVERY_CONNECTIONS,
     }
     return 2 + sum(of_role.get(role, 0) for role in roles)
 
@@ -140,4 +157,5 @@ _BUILD: dict[Role, Callable[[Process], Awaitable[list[Service]]]] = {
     Role.BRIDGE: bridge_services,
     Role.SHADOW: shadow_services,
     Role.COMMANDS: command_services,
+    Role.DELIVERY: delivery_services,
 }

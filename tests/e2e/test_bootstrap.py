@@ -344,6 +344,26 @@ def test_it_passes_on_arguments_exit_code_and_working_directory_and_obeys_a_link
     assert (done.returncode, done.stdout) == (7, "/ ['device', 'add', '--name', 'a b']\n")
 
 
+def test_web_libraries_that_cannot_be_fetched_stop_no_start_and_are_asked_for_again_by_web_alone(
+    small: Checkout,
+) -> None:
+    small.make()
+    (small.folder / "web.lock").write_text(block("idna"))
+    offline = replace(small, extra={"PIP_NO_INDEX": "1"})
+    first = offline.run("hello")
+    assert (first.returncode, first.stdout) == (0, "pulse hello\n"), first.stderr
+    assert "web.lock could not be fetched" in first.stderr
+    second = offline.run("hello")
+    assert (second.returncode, second.stdout, second.stderr) == (0, "pulse hello\n", "")
+    assert offline.run("web").returncode == 1
+    libraries = small.folder / ".venv" / "share" / "pulse" / "web"
+    assert not (libraries / "idna").exists()
+    fetched = small.run("web")
+    assert fetched.returncode == 0, fetched.stderr
+    assert (libraries / "idna" / "core.py").is_file()
+    assert small.run("hello").stderr == ""
+
+
 def test_development_commands_install_on_top_and_hand_over(small: Checkout) -> None:
     small.make()
     made = (small.folder / ".venv" / "pyvenv.cfg").stat().st_mtime_ns

@@ -17,6 +17,7 @@ import pytest
 from dead_letter_bench import Bench, bench, envelope, until
 from pulse.adapters.embedded.nats_server import NatsServer
 from pulse.adapters.nats.streams import stream_state
+from pulse.domain.route import make_job
 
 PROCESS_S_MAX = 60
 HOSTILE = '{"metrics":{"\x1b]0;owned\x07":1,"a\u202eb":2},"x":"[bold red]"}'.encode()
@@ -139,6 +140,8 @@ async def test_letters_are_replayed_once_unless_it_is_said_again(pulse: DeadLett
     shown = await pulse("show", str(ids[0]))
     assert "2 times" in shown
     assert "replayed" in await pulse("list", "--state", "replayed")
+    logged = await pulse.system.pool.fetch("SELECT action, target, key_id FROM audit_log ORDER BY id")
+    assert [tuple(row) for row in logged] == [("dead-letters.replay", on, None) for on in (str(ids[0]), "", "")]
 
 
 async def test_a_mended_body_is_stored(pulse: DeadLettersCommand) -> None:
@@ -194,3 +197,19 @@ async def test_a_purge_asks_first_and_says_how_many(pulse: DeadLettersCommand) -
     assert [letter["id"] for letter in await pulse.system.dead()] == ids[1:]
     assert await pulse("purge", "--all", "--yes") == "2 dead letters are purged.\n"
     assert await pulse.system.dead() == []
+    logged = await pulse.system.pool.fetch("SELECT action, details->'filter'->>'replayed' FROM audit_log ORDER BY id")
+    assert [tuple(row) for row in logged][1:] == [("dead-letters.purge", "true"), ("dead-letters.purge", None)]
+
+
+async def test_jobs_of_a_route_are_found_by_it(pulse: DeadLettersCommand) -> None:
+    ids = await pulse.die(b"1", b"2")
+    await pulse.system.pool.execute(
+        "UPDATE dead_letters SET stream = 'ROUTES', in_stream = false, body = $2 WHERE id = $1",
+        ids[0], make_job(envelope(), route_id="hot", position=7),
+    )  # fmt: skip
+    found = (await pulse.json("list", "--route", "hot"))["dead_letters"]
+    assert [(one["id"], one["sequence"]) for one in found] == [(ids[0], None)]
+    shown = await pulse("show", str(ids[0]))
+    assert "ROUTES, which it never came into" in shown
+    assert await pulse("purge", "--route", "cold", "--yes", exit_code=1)
+    assert await pulse.json("purge", "--route", "hot", "--yes") == {"purged": 1}

@@ -22,11 +22,13 @@ from pulse.adapters.postgres.access import KeyStore
 from pulse.adapters.postgres.commands import CommandStore
 from pulse.adapters.postgres.identity import IdentityStore
 from pulse.adapters.postgres.pool import Pool, open_pool, transaction
+from pulse.adapters.postgres.routes import RouteStore
 from pulse.adapters.postgres.shadows import ShadowStore
 from pulse.domain.command_requests import Asked, CommandBounds, new_command, new_fleet
 from pulse.domain.fleet import Filter
 from pulse.domain.identity import NewDevice
 from pulse.domain.presence import PRESENCE_AFTER
+from pulse.domain.route import Republish, Route
 from pulse.domain.shadow import Sections, ShadowBounds, ShadowKey, Update
 from pulse.domain.shadow_requests import change
 from pulse.runtime.settings import Settings
@@ -50,21 +52,30 @@ begins = { values = ["%(begin)s"] }
 ends = { values = ["%(end)s"] }
 commands = { values = ["%(command)s"] }
 fleets = { values = ["%(fleet)s"] }
+routes = { values = ["hot"] }
+letters = { values = [2] }
 
 [parameters]
 "path.tenant_id" = { dictionary = "tenants", probability = 0.7 }
 "path.device_id" = { dictionary = "devices", probability = 0.7 }
 "path.command_id" = { dictionary = "commands", probability = 0.7 }
 "path.fleet_id" = { dictionary = "fleets", probability = 0.7 }
+"path.route_id" = { dictionary = "routes", probability = 0.7 }
+"path.letter_id" = { dictionary = "letters", probability = 0.7 }
 "query.from" = { dictionary = "begins", probability = 0.8 }
 "query.to" = { dictionary = "ends", probability = 0.8 }
 
 [[operations]]
-include-path-regex = "/(telemetry|import|shadow|commands|fleet-commands)$"
+include-path-regex = "/(telemetry|import|shadow|commands|fleet-commands|dead-letters.*|routes.*)$"
 checks = { positive_data_acceptance = { enabled = false } }
+
+[[operations]]
+include-path-regex = "/(routes|dead-letters)/"
+checks = { use_after_free = { enabled = false } }
 """
 """Most requests are about something that is there. What a schema cannot say: that `from` is before `to`, what a table
-must have in it, how large and deep a shadow or a payload may be, and that a filter names all or something."""
+must have in it, how large and deep a shadow or a payload may be, that a filter names all or something, what is CEL, a
+template or a URL, and when a time is one. What is deleted is there again: see KEEP."""
 ROWS = """
     INSERT INTO telemetry (ts, tenant_id, device_id, metrics, position)
     SELECT now() - make_interval(secs => 10 * row), 't1', 'd0', '{"temp":21.5,"on":true,"name":"x"}', row
@@ -86,6 +97,20 @@ LEAST_FLEET = """
 """
 
 
+LEAST_LETTER = """
+    INSERT INTO dead_letters
+        (stream, position, subject, tenant_id, reason, error, headers, body, attempts, published_at)
+    SELECT 'TELEMETRY', n, 'telemetry.' || tenant, tenant, 'invalid_payload', '', '', 'bad', 1, now()
+    FROM unnest(ARRAY['0', 't1']) WITH ORDINALITY AS made (tenant, n)
+"""
+KEEP = """
+    CREATE FUNCTION keep() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';
+    CREATE TRIGGER keep BEFORE DELETE ON routes FOR EACH ROW EXECUTE FUNCTION keep();
+    CREATE TRIGGER keep BEFORE DELETE ON dead_letters FOR EACH ROW EXECUTE FUNCTION keep();
+"""
+"""Else the first request that deletes all would leave the others nothing to be about."""
+
+
 async def prepare(database: str) -> dict[str, str]:
     """Telemetry, shadows and commands to ask for, and an operator's key that is so far away that no request revokes it.
 
@@ -103,6 +128,11 @@ async def prepare(database: str) -> dict[str, str]:
             await connection.execute("ALTER TABLE api_keys ALTER COLUMN key_id RESTART WITH 77123456789")
             await connection.execute(LEAST_COMMAND, LEAST)
             await connection.execute(LEAST_FLEET, LEAST)
+            await connection.execute(LEAST_LETTER)
+            await connection.execute(KEEP)
+        routes = RouteStore(pool, seals=None)
+        for tenant_id, route_id in (("t1", "hot"), (LEAST, LEAST)):
+            await routes.add(Route(tenant_id=tenant_id, route_id=route_id, destination=Republish(topic="a")))
         for key in (ShadowKey("t1", "d0"), ShadowKey("t1", "d1"), ShadowKey(LEAST, LEAST)):
             await desire(pool, key)
         asked = Asked("reboot", {})
@@ -130,7 +160,7 @@ async def test_no_request_that_the_openapi_document_leads_to_is_answered_against
     system = System(nats=nats, database_url=database, folder=scratch, topology=load())
     await system.prepare()
     port = ports.free_port()
-    role = system.role("ui", PULSE_UI_PORT=str(port), PULSE_LOG_LEVEL="warning")
+    role = system.role("ui", PULSE_UI_PORT=str(port), PULSE_LOG_LEVEL="warning", PULSE_SECRET_KEYS="k" * 32)
     now = datetime.now(UTC).replace(microsecond=0)
     made = await prepare(database)
     times = {"begin": (now - DAY).isoformat(), "end": (now + DAY).isoformat()}

@@ -105,6 +105,21 @@ async def test_a_replay_keeps_the_message_and_links_both(system: Bench) -> None:
     assert (await system.letters.show(first.id)).died_again_as == (again.id,)
 
 
+async def test_a_replay_whose_body_cannot_be_read_is_still_of_the_device_that_sent_it(system: Bench) -> None:
+    (first,) = await die(system, envelope(b"{}"))
+    await system.pool.execute("UPDATE dead_letters SET body = 'cut o', in_stream = false")
+    assert (await system.letters.show(first)).summary.sequence is None
+    await system.letters.replay_one(first)
+    await system.ingest(lambda: dead_at_least(system, 2))
+    again, _ = await system.letters.page(Filter(device_id="d1"))
+    assert (again.reason, again.replay_of, again.tenant_id, again.device_id) == ("invalid_envelope", first, "t1", "d1")
+    await system.pool.execute("UPDATE dead_letters SET tenant_id = 't2' WHERE id = $1", again.id)
+    await system.letters.replay_one(again.id)
+    await system.ingest(lambda: dead_at_least(system, 3))
+    (newest, *_) = await system.letters.page(Filter())
+    assert (newest.tenant_id, newest.device_id) == (None, None)
+
+
 async def test_a_replay_that_was_cut_off_before_it_was_recorded_sends_nothing_twice(system: Bench) -> None:
     await die(system, *[b"%d" % number for number in range(5)])
 

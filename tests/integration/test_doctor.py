@@ -297,7 +297,7 @@ async def test_an_edge_that_is_not_in_step_fails(patient: Patient) -> None:
     await patient.sql("INSERT INTO tenants (tenant_id) VALUES ('acme')")
     code, findings = patient.examined()
     assert (code, not_well(findings)) == (1, {"registry"})
-    assert "1 tenants and devices compared, 1 differ" in of(findings, "registry")["text"]
+    assert "1 tenants, devices and routes compared, 1 differ" in of(findings, "registry")["text"]
 
 
 async def test_connections_that_run_out_are_told(mortal: Patient, postgres: PostgresServer) -> None:

@@ -166,7 +166,7 @@ def test_the_secrets_are_made_once(scratch: Path) -> None:
     with DataFolder(scratch) as folder:
         assert folder.secrets() == first
     values = {getattr(first, each.name) for each in fields(first)}
-    assert len(values) == len(fields(first)) == 6
+    assert len(values) == len(fields(first)) == 7
     assert min(len(value) for value in values) == 32
     assert not any(value in repr(first) for value in values)
 

@@ -22,7 +22,7 @@ from repository import ROOT
 
 API = "$JS.API."
 REGISTRY = "maintenance ui provisioner"
-FOLLOWS_REGISTRY = "bridge gateway maintenance ui provisioner"
+FOLLOWS_REGISTRY = "bridge commands gateway ingest maintenance rescue shadow ui provisioner"
 
 MAY_PUBLISH = {
     # messages
@@ -31,8 +31,11 @@ MAY_PUBLISH = {
     "shadow.acme": "bridge gateway ui provisioner",
     "shadow.acme.more": "",
     "commands.acme": "bridge gateway ui provisioner",
-    "routes.acme": "ui provisioner",
+    "routes.acme": "commands ingest rescue shadow ui provisioner",
     "dead.TELEMETRY": "bridge",
+    "dead.ROUTES": "bridge commands delivery ingest rescue shadow",
+    "later.at.acme.1-r": "delivery",
+    "later.due.acme": "",
     # what is said to devices, and questions about them
     "down.acme.t-1.shadow.update.delta": "bridge shadow",
     "down.acme.t-1.shadow.name.main.get.accepted": "bridge shadow",
@@ -44,7 +47,9 @@ MAY_PUBLISH = {
     "_INBOX.ui.abc.def": "provisioner",
     # the registry at the edge
     "$KV.registry.device.acme.t-1": REGISTRY,
-    f"{API}DIRECT.GET.KV_registry": REGISTRY,
+    "$KV.registry.route.acme.r-1": f"delivery {REGISTRY}",
+    f"{API}DIRECT.GET.KV_registry": f"delivery {REGISTRY}",
+    f"{API}DIRECT.GET.TELEMETRY": "ui provisioner",
     f"{API}CONSUMER.CREATE.KV_registry.abc": FOLLOWS_REGISTRY,
     "$JS.FC.KV_registry.abc.def": FOLLOWS_REGISTRY,
     # taking messages out, and settling them
@@ -58,8 +63,13 @@ MAY_PUBLISH = {
     "$JS.ACK.DOWN.bridge-down.1.2.3.4.5": "bridge",
     f"{API}CONSUMER.MSG.NEXT.DEAD_LETTERS.rescue-workers": "rescue provisioner",
     "$JS.ACK.DEAD_LETTERS.rescue-workers.1.2.3.4.5": "rescue",
-    f"{API}CONSUMER.MSG.NEXT.ROUTES.route-delivery": "provisioner",
-    "$JS.ACK.ROUTES.route-delivery.1.2.3.4.5": "",
+    f"{API}CONSUMER.MSG.NEXT.ROUTES.route-delivery": "delivery provisioner",
+    "$JS.ACK.ROUTES.route-delivery.1.2.3.4.5": "delivery",
+    f"{API}CONSUMER.MSG.NEXT.LATER.later-delivery": "delivery provisioner",
+    "$JS.ACK.LATER.later-delivery.1.2.3.4.5": "delivery",
+    f"{API}STREAM.MSG.GET.LATER": "rescue ui provisioner",
+    f"{API}STREAM.MSG.DELETE.LATER": "rescue provisioner",
+    f"{API}STREAM.INFO.LATER": "delivery rescue ui provisioner",
     f"{API}CONSUMER.CREATE.TELEMETRY.abc": "provisioner",
     f"{API}STREAM.MSG.GET.TELEMETRY": "rescue ui provisioner",
     f"{API}STREAM.MSG.GET.COMMANDS": "maintenance rescue ui provisioner",
@@ -95,7 +105,7 @@ MAY_SUBSCRIBE = {
     ">": "",
     **{
         f"_INBOX.{user}.abc.>": f"{user} provisioner"
-        for user in ("bridge", "commands", "gateway", "ingest", "maintenance", "rescue", "shadow", "ui")
+        for user in ("bridge", "commands", "delivery", "gateway", "ingest", "maintenance", "rescue", "shadow", "ui")
     },
 }
 MAY_SHARE = {
@@ -198,7 +208,7 @@ async def test_a_registry_of_many_devices_is_read_to_its_end(tmp_path: Path, use
     [
         ("ingest", "streams apply", "$JS.API.INFO"),
         ("ui", "streams apply", "$JS.API.STREAM.CREATE.COMMANDS"),
-        ("ingest", "serve gateway", "$JS.API.CONSUMER.CREATE.KV_registry."),
+        ("delivery", "serve gateway", "$JS.API.STREAM.INFO.TELEMETRY"),
     ],
 )
 async def test_a_process_that_tries_what_is_not_its_own_ends_and_says_which_permission_it_lacks(

@@ -14,8 +14,8 @@ from pulse.adapters.postgres.outbox import Outbox
 from pulse.adapters.postgres.pool import Pool, Scoped, open_connection, open_pool
 from pulse.adapters.postgres.shadow_settling import ShadowSettlements
 from pulse.adapters.postgres.shadows import SLOTS, ShadowStore
-from pulse.domain.errors import LimitExceeded, Refusal
-from pulse.domain.shadow import Sections, Shadow, Update, VersionConflict
+from pulse.domain.errors import LimitExceeded, Refusal, VersionConflict
+from pulse.domain.shadow import Sections, Shadow, Update
 from pulse.domain.shadow_requests import DEVICE, Changed, Request, change, removal
 from shadow_bench import BOUNDS, NAMES_MAX, STREAM, key
 

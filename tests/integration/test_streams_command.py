@@ -55,7 +55,7 @@ async def messages_in(client: PulseClient, name: str) -> int:
 def test_from_empty_to_in_step(nats: NatsServer, tmp_path: Path) -> None:
     empty = pulse(nats.url, "status", cwd=tmp_path)
     assert empty.returncode == 0
-    assert "Missing: COMMANDS, DEAD_LETTERS, DOWN, KV_registry, ROUTES, SHADOW, TELEMETRY" in empty.stdout
+    assert "Missing: COMMANDS, DEAD_LETTERS, DOWN, KV_registry, LATER, ROUTES, SHADOW, TELEMETRY" in empty.stdout
 
     drift = pulse(nats.url, "plan", cwd=tmp_path)
     assert drift.returncode == 1

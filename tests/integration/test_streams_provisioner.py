@@ -376,7 +376,7 @@ async def test_a_late_provisioner_finds_the_reservation_taken_by_the_same_stream
 ) -> None:
     """Creating an identical stream reserves its bytes twice and fails (10047): that is no failure of ours."""
     server = nats_server_factory(
-        extra_conf=f'jetstream: {{ store_dir: "{scratch}/small", max_file_store: 3GB, max_memory_store: 64MB }}'
+        extra_conf=f'jetstream: {{ store_dir: "{scratch}/small", max_file_store: 3328MB, max_memory_store: 64MB }}'
     )
     server.start()
     async with connection(server.url, name="test") as client:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pulse.adapters.expressions.cel import STEPS_MAX, Compiler, Unanswered
+from pulse.adapters.expressions.cel import MESSAGE_STEPS_MAX, STEPS_MAX, Compiler, Unanswered
 from pulse.adapters.expressions.syntax import fields
 from pulse.domain.errors import Reason, Refusal
 from pulse.domain.routed import RoutedMessage
@@ -168,6 +168,22 @@ def test_one_scope_serves_many_expressions() -> None:
     scope = compiler.scope(message(PAYLOAD))
     texts = [f"metrics.hum == {number}" for number in range(60)]
     assert [compiler.compile(text)(scope) for text in texts] == [number == 40 for number in range(60)]
+
+
+def test_all_that_is_asked_of_one_message_has_a_bound_together() -> None:
+    told: list[str] = []
+    compiler = Compiler()
+    looping = compiler.compile("metrics.all(k, k != 'temp.inside')", told=told.append)
+    small = compiler.compile("metrics.hum == 40")
+    crowd = PAYLOAD | {"metrics": {"hum": 40, **{f"m{number}": number for number in range(400)}}}
+    scope = compiler.scope(message(crowd))
+    steps = looping.steps(size=scope.size, elements=scope.elements)
+    assert steps <= STEPS_MAX
+    answers = [looping(scope) for _ in range(MESSAGE_STEPS_MAX // steps + 3)]
+    assert answers == [True] * (MESSAGE_STEPS_MAX // steps) + [False] * 3
+    assert told == [Unanswered.TOO_COSTLY] * 3
+    assert small(scope)
+    assert looping(compiler.scope(message(crowd)))
 
 
 @given(st.text(max_size=60))

@@ -7,12 +7,14 @@ from prometheus_client.exposition import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from pulse import __version__
+from pulse.domain.delivery import Attempted
 from pulse.runtime.metrics import (
     TABLE,
     AuditMetrics,
     BridgeMetrics,
     CommandMetrics,
     DeadLetterMetrics,
+    DeliveryMetrics,
     DownlinkMetrics,
     FleetMetrics,
     GatewayMetrics,
@@ -25,6 +27,7 @@ from pulse.runtime.metrics import (
     RescueMetrics,
     RetentionMetrics,
     RollupMetrics,
+    RoutingMetrics,
     ShadowMetrics,
     SweepMetrics,
     process_registry,
@@ -60,12 +63,18 @@ def test_every_declared_metric_is_exposed_under_its_name_and_nothing_else() -> N
     PostmanMetrics(registry, kind="shadow").waiting("nats", True)
     DownlinkMetrics(registry).waiting("nats", True)
     PollMetrics(registry)
+    delivery = DeliveryMetrics(registry)
+    delivery.waiting("nats", True)
+    delivery.watch(in_hand=lambda: 1, circuits=dict)
+    delivery.attempted("webhook", Attempted(status=200))
+    delivery.backlog("ROUTES", 1)
     CommandMetrics(registry).waiting("nats", True)
     FleetMetrics(registry).waiting("nats", True)
     SweepMetrics(registry)
     ShadowMetrics(registry).waiting("postgresql", True)
     RetentionMetrics(registry)
     RollupMetrics(registry)
+    RoutingMetrics(registry).routed(jobs=1, no_room=0, refused=0)
     exposed = {
         name.removesuffix("_bucket").removesuffix("_sum").removesuffix("_count")
         for name, _ in read(registry)

@@ -127,7 +127,7 @@ def test_our_own_user_hears_devices_and_speaks_only_to_them(topic: str) -> None:
     real = topic.split("/", 2)[2] if topic.startswith("$share/") and topic.count("/") >= 2 else topic
     if bridge_may(Action.SUBSCRIBE, topic):
         assert real.startswith("tenant/")
-    if bridge_may(Action.PUBLISH, topic):
+    if bridge_may(Action.PUBLISH, topic) and topic.split("/")[2] != "route":
         _, tenant_id, _, device_id, *_ = topic.split("/")
         assert may(tenant_id, device_id, Action.SUBSCRIBE, topic)
         assert not any(matches(each, topic) for each in FILTERS)
@@ -150,6 +150,10 @@ def test_our_own_user_hears_devices_and_speaks_only_to_them(topic: str) -> None:
         (Action.PUBLISH, "tenant/acme/device/t-1/telemetry", False),
         (Action.PUBLISH, "tenant/+/device/t-1/commands", False),
         (Action.PUBLISH, "tenant/acme/device/t-1/shadow/update/+", False),
+        (Action.PUBLISH, "tenant/acme/route/alerts/t-1", True),
+        (Action.PUBLISH, "tenant/acme/route", False),
+        (Action.PUBLISH, "tenant/acme/route/alerts/#", False),
+        (Action.PUBLISH, "tenant/+/route/alerts", False),
         (Action.PUBLISH, "elsewhere", False),
     ],
 )

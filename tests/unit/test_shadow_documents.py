@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from msgspec import UNSET
 
 from pulse.domain.downward import Downward
-from pulse.domain.errors import Reason, Refusal
-from pulse.domain.shadow import Shadow, ShadowBounds, ShadowKey, VersionConflict, apply, delta, read_update
+from pulse.domain.errors import Reason, Refusal, VersionConflict
+from pulse.domain.shadow import Shadow, ShadowBounds, ShadowKey, apply, delta, read_update
 from pulse.domain.shadow_documents import announced, asked, rejected, updated
 
 BOUNDS = ShadowBounds(shadow_bytes_max=8192, shadow_depth_max=8)

@@ -44,7 +44,9 @@ def stream(declared: Declared, name: str) -> dict[str, object]:
         ("DOWN", {"subjects": ("down.>",), "retention": "limits", "max_msgs_per_subject": -1, "max_age": HOUR_NS,
                   "max_bytes": 256 * MIB, "discard": "old", "allow_atomic": True}),
         ("ROUTES", {"subjects": ("routes.>",), "retention": "workqueue", "max_age": 24 * HOUR_NS,
-                    "max_bytes": 512 * MIB, "discard": "new"}),
+                    "max_bytes": 512 * MIB, "discard": "new", "allow_atomic": True}),
+        ("LATER", {"subjects": ("later.>",), "retention": "workqueue", "max_age": 0, "max_bytes": 256 * MIB,
+                   "discard": "old", "allow_msg_schedules": True}),
         ("DEAD_LETTERS", {"subjects": ("dead.>", "$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.>"),
                           "discard": "new", "max_age": 0}),
         ("KV_registry", {"subjects": ("$KV.registry.>",), "max_msgs_per_subject": 1, "allow_rollup_hdrs": True,
@@ -64,6 +66,7 @@ def test_a_stream_is_as_its_contract_says(name: str, contract: dict[str, object]
         ("SHADOW", "shadow-workers", 5000, 3),
         ("COMMANDS", "command-workers", 5000, 3),
         ("ROUTES", "route-delivery", 100, 3),
+        ("LATER", "later-delivery", 100, 3),
         ("DOWN", "bridge-down", 2000, -1),
     ],
 )

@@ -187,7 +187,6 @@ def test_a_consumer_that_drifted_is_updated(field: str, value: object) -> None:
         {"placement": {"cluster": "c"}},
         {"republish": {"src": ">", "dest": "r.>"}},
         {"allow_msg_ttl": True},
-        {"allow_msg_schedules": True},
         {"mirror_direct": False},
         {"consumer_limits": {}},
         {"first_seq": 10},

@@ -6,8 +6,7 @@ import math
 
 import msgspec
 
-from pulse.domain.errors import LimitExceeded, Outage, Overloaded, Reason, Refusal
-from pulse.domain.shadow import VersionConflict
+from pulse.domain.errors import LimitExceeded, Outage, Overloaded, Reason, Refusal, VersionConflict
 
 STATUS = {
     Reason.INVALID_JSON: 400,

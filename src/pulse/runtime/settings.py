@@ -68,7 +68,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """How long a device that has acknowledged a command has for its result, where its sender says nothing."""
     command_timeout_s_max: Annotated[float, Meta(ge=1, le=366 * 86_400)] = 7 * 86_400.0
     command_open_max: Count = 1000
-    """Commands of one device that have not ended; one more is refused."""
+    """Commands of one device that have not ended, and as many fleet commands of a tenant; one more is refused."""
     command_resend_s: Seconds = 30.0
     """After which a command is sent again to a device that was heard of and has not answered; doubled each time, up to
     an hour."""
@@ -106,6 +106,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """How long a device may wait for a command; it may ask for less. Below what load balancers wait for an answer."""
     gateway_polls_max: Count = 5000
     """Devices that wait for commands; one more is told 503. Each takes one of gateway_connections_max."""
+    gateway_device_reads_max: Count = 8
+    """What one device may ask, or wait for, at the same time, in each process; one more is told 429."""
     publish_timeout_s: Seconds = 5.0
     """How long a request waits for JetStream, retries with the same message id included, before it is told 503."""
     publish_pending_max: Count = 20_000
@@ -178,6 +180,43 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     query_buckets_max: Count = 10_000
     query_s_max: Annotated[float, Meta(gt=0, le=20)] = 10.0
     """A question about telemetry that takes longer is refused; it should be below `database_timeout_s`."""
+
+    # routes
+    secret_keys: Annotated[str, Meta(pattern=r"^([\x21-\x7e]{32,256}( [\x21-\x7e]{32,256}){0,9})?$")] = ""
+    """What secrets of webhooks are sealed with, each of 32 characters or more, the newest first, with blanks between.
+    Empty: no webhook can be made."""
+    webhook_networks_allowed: Annotated[str, Meta(pattern=r"^[0-9A-Fa-f.:/ ]*$")] = ""
+    """Networks beside the public Internet that webhooks may go to, as `10.1.0.0/16`, with blanks between."""
+    webhook_hosts_allowed: Annotated[str, Meta(pattern=r"^[A-Za-z0-9._ -]*$")] = ""
+    """Host names that webhooks may go to whatever they resolve to, with blanks between."""
+    webhook_ports_allowed: Annotated[str, Meta(pattern=r"^([0-9]{1,5}( [0-9]{1,5})*)?$")] = ""
+    """Ports below 1024, beside 80 and 443."""
+    webhook_plain_http: bool = True
+    """Whether webhooks may go without TLS."""
+    route_body_bytes_max: Bytes = 256 * 1024
+    """Of what a route's template makes of a message."""
+
+    # delivery worker
+    route_attempts_max: Annotated[int, Meta(ge=1, le=20)] = 3
+    """Of a job, before it is a dead letter."""
+    route_retry_s_min: Annotated[float, Meta(gt=0, le=3600)] = 5.0
+    """Before the second attempt; doubled each time, up to `route_retry_s_max`, and never less than `Retry-After`."""
+    route_retry_s_max: Annotated[float, Meta(gt=0, le=20 * 3600)] = 300.0
+    route_job_age_s_max: Annotated[float, Meta(ge=60, le=30 * 86_400)] = 23 * 3600.0
+    """How long a job may wait, from when it came; then it is a dead letter. Below the 24 h of the stream."""
+    route_concurrency_max: Annotated[int, Meta(ge=1, le=100)] = 16
+    """Attempts at one destination at the same time, in each worker, while it answers well."""
+    route_new_max: Annotated[int, Meta(ge=1, le=100)] = 30
+    """Attempts at destinations of which nothing is known yet, in each worker; of the 100 jobs that are handed out."""
+    route_poor_max: Annotated[int, Meta(ge=1, le=100)] = 30
+    """The same of those that fail, or take more than a second."""
+    route_circuit_failures: Annotated[int, Meta(ge=1, le=1000)] = 5
+    """In a row, after which a destination is left alone for a while."""
+    route_circuit_s_min: Annotated[float, Meta(gt=0, le=3600)] = 5.0
+    """How long, before one attempt shows whether it is well again; doubled each time, up to `route_circuit_s_max`."""
+    route_circuit_s_max: Annotated[float, Meta(gt=0, le=3600)] = 300.0
+    route_failing_s_max: Annotated[float, Meta(ge=60, le=366 * 86_400)] = 5 * 86_400.0
+    """A route that has delivered nothing for so long, though it tried at least 20 times, is disabled."""
 
     # bridge: from an MQTT broker to JetStream
     mqtt_url: Annotated[str, Meta(pattern=r"^mqtts?://[^@\x00]+$")] = "mqtt://127.0.0.1:1883"

@@ -48,6 +48,11 @@ class Settler(Protocol):
         """Settle this one as a dead letter."""
 
 
+def unrouted(settler: Settler) -> Settler:
+    """The settler as it is, for where there are no routes; see `routing.RoutedSettler`."""
+    return settler
+
+
 class BatchMetrics(Protocol):
     """What is counted."""
 

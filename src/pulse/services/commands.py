@@ -19,7 +19,7 @@ from pulse.domain.command_words import Said, Settled, condemn, read_said
 from pulse.domain.errors import Refusal
 from pulse.domain.settlement import DeadLetter, Message
 from pulse.services import batches
-from pulse.services.batches import BatchLoop, Positioned
+from pulse.services.batches import BatchLoop, Positioned, Settler, unrouted
 from pulse.services.waiting import KEEP_ALIVE_S, Batch, KeptAlive, Source, WaitMetrics, Waits
 
 log = structlog.get_logger()
@@ -120,13 +120,14 @@ class CommandWorker:
         retry_delay_s_min: float,
         retry_delay_s_max: float,
         probe: Callable[[str], None],
+        routed: Callable[[Settler], Settler] = unrouted,
         keep_alive_s: float = KEEP_ALIVE_S,
     ) -> None:
         self._loop = BatchLoop(
             name=self.name,
             source=source,
             store=store,
-            settler=CommandSettler(store=store, metrics=metrics, posted=posted, now_ms=now_ms, probe=probe),
+            settler=routed(CommandSettler(store=store, metrics=metrics, posted=posted, now_ms=now_ms, probe=probe)),
             kept_alive=KeptAlive(source, keep_alive_s=keep_alive_s),
             waits=Waits(metrics, delay_s_min=retry_delay_s_min, delay_s_max=retry_delay_s_max),
             metrics=metrics,

@@ -1,9 +1,10 @@
 """The ingest worker: TELEMETRY → PostgreSQL, every position settled exactly once.
 
 Who acks, and when: services/batches.py, after the transaction that settles the messages has committed, and only then;
-those whose word on their device is not written yet are left to the StateKeeper (device_state.py).
+those whose word on their device is not written yet are left to the StateKeeper (device_state.py). Neither acks what is
+not routed yet: the jobs of a message are on disk before anything is heard of it.
 
-    fetched batch ──► decide fates ──► settle in one transaction ──► hear what the messages say of their devices
+    fetched batch ──► decide fates ──► settle in one transaction ──► route ──► hear what they say of their devices
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ import structlog
 from pulse.domain.device_state import Words, state_of
 from pulse.domain.errors import Refusal
 from pulse.domain.ledger import PositionSet
-from pulse.domain.settlement import Message, Settlement, condemn, settle
+from pulse.domain.settlement import Message, Row, Settlement, SignOfLife, condemn, settle
+from pulse.domain.subjects import MessageType
 from pulse.domain.telemetry import PayloadDecoder
 from pulse.services import batches
 from pulse.services.batches import BatchLoop, Positioned
@@ -27,6 +29,8 @@ from pulse.services.device_state import Answered, StateKeeper, StateStore
 from pulse.services.waiting import KEEP_ALIVE_S, Batch, KeptAlive, Source, WaitMetrics, Waits
 
 log = structlog.get_logger()
+
+NONE = PositionSet()
 
 SAMPLED = 10
 """Devices of a batch whose time from edge to row is told."""
@@ -60,10 +64,23 @@ class IngestMetrics(SettledMetrics, batches.BatchMetrics, WaitMetrics, Protocol)
 
 Hear = Callable[[int, Words, Mapping[int, Message]], Awaitable[None]]
 """Takes what settled messages, which are by position, of the making of the stream at so many ns say of devices."""
+RouteStored = Callable[
+    [Mapping[MessageType, Sequence[Row | SignOfLife]], Mapping[int, Message], PositionSet], Awaitable[None]
+]
+"""Makes the jobs of messages that are settled, less those at positions that are dead; see `routing.Router.route`."""
+
+
+async def unrouted(
+    _stored: Mapping[MessageType, Sequence[Row | SignOfLife]], _messages: Mapping[int, Message], _dead: PositionSet
+) -> None:
+    """For where there are no routes."""
 
 
 class TelemetrySettler:
-    """Settles messages in `store`; satisfies `batches.Settler`. `hear` hears of each that is settled and not dead."""
+    """Settles messages in `store`; satisfies `batches.Settler`.
+
+    `route` gets each that is settled and not dead, whoever settled it, and then `hear` hears of it.
+    """
 
     def __init__(
         self,
@@ -73,12 +90,14 @@ class TelemetrySettler:
         metrics: SettledMetrics,
         hear: Hear,
         probe: Callable[[str], None],
+        route: RouteStored = unrouted,
     ) -> None:
         self._store = store
         self._decoder = decoder
         self._metrics = metrics
         self._hear = hear
         self._probe = probe
+        self._route = route
 
     async def settle(self, batch: Batch, positioned: Positioned) -> None:
         """Write what they are to become."""
@@ -94,10 +113,16 @@ class TelemetrySettler:
         started = time.monotonic()
         already = await self._store.settle(settlement)
         self._count(settlement, already, time.monotonic() - started)
-        words = settlement.words
-        if already:
-            words = words.without(await self._store.dead_among(already))
-        await self._hear(batch.created_ns, words, dict(positioned))
+        self._probe("ingest.settled")
+        words, messages = settlement.words, dict(positioned)
+        dead = await self._store.dead_among(already) if already else NONE
+        if dead:
+            words = words.without(dead)
+        await self._route(
+            {MessageType.TELEMETRY: settlement.rows, MessageType.HEARTBEAT: settlement.signs_of_life}, messages, dead
+        )
+        self._probe("ingest.routed")
+        await self._hear(batch.created_ns, words, messages)
 
     def _count(self, settlement: Settlement, already: PositionSet, commit_s: float) -> None:
         written = settlement.without(already) if already else settlement
@@ -140,6 +165,7 @@ class IngestWorker:
         retry_delay_s_min: float,
         retry_delay_s_max: float,
         probe: Callable[[str], None],
+        route: RouteStored = unrouted,
         keep_alive_s: float = KEEP_ALIVE_S,
     ) -> None:
         waits = Waits(metrics, delay_s_min=retry_delay_s_min, delay_s_max=retry_delay_s_max)
@@ -149,7 +175,9 @@ class IngestWorker:
             name=self.name,
             source=source,
             store=store,
-            settler=TelemetrySettler(store=store, decoder=decoder, metrics=metrics, hear=self._hear, probe=probe),
+            settler=TelemetrySettler(
+                store=store, decoder=decoder, metrics=metrics, hear=self._hear, probe=probe, route=route
+            ),
             kept_alive=kept_alive,
             waits=waits,
             metrics=metrics,

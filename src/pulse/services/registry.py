@@ -137,7 +137,7 @@ class _Maps:
                 self.limits.pop(record.tenant_id, None)
             else:
                 self.limits[record.tenant_id] = record.limits
-        else:
+        elif isinstance(record, Device):
             self.devices.setdefault(record.tenant_id, {})[record.device_id] = _pack(record)
 
     def remove(self, key: str) -> None:

@@ -20,7 +20,7 @@ from pulse.domain.ledger import PositionSet
 from pulse.domain.settlement import DeadLetter, Message, condemn
 from pulse.domain.shadow_requests import Answers, Request, read_request
 from pulse.services import batches
-from pulse.services.batches import BatchLoop, Positioned
+from pulse.services.batches import BatchLoop, Positioned, Settler, unrouted
 from pulse.services.waiting import KEEP_ALIVE_S, Batch, KeptAlive, Source, WaitMetrics, Waits
 
 log = structlog.get_logger()
@@ -126,13 +126,14 @@ class ShadowWorker:
         retry_delay_s_min: float,
         retry_delay_s_max: float,
         probe: Callable[[str], None],
+        routed: Callable[[Settler], Settler] = unrouted,
         keep_alive_s: float = KEEP_ALIVE_S,
     ) -> None:
         self._loop = BatchLoop(
             name=self.name,
             source=source,
             store=store,
-            settler=ShadowSettler(store=store, metrics=metrics, posted=posted, probe=probe),
+            settler=routed(ShadowSettler(store=store, metrics=metrics, posted=posted, probe=probe)),
             kept_alive=KeptAlive(source, keep_alive_s=keep_alive_s),
             waits=Waits(metrics, delay_s_min=retry_delay_s_min, delay_s_max=retry_delay_s_max),
             metrics=metrics,

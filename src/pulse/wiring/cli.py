@@ -10,7 +10,8 @@ from pulse.adapters.nats.connection import PulseClient, connection
 from pulse.adapters.nats.origin import OriginStreams
 from pulse.adapters.postgres.dead_letters import DeadLetterStore
 from pulse.adapters.postgres.ledger import LedgerReader
-from pulse.adapters.postgres.pool import Pool, open_pool
+from pulse.adapters.postgres.pool import Pool, Scoped, open_pool
+from pulse.domain.access import ChangeRecord
 from pulse.runtime.settings import Settings
 from pulse.services.audit import Auditor
 from pulse.services.dead_letters import DeadLetters
@@ -33,15 +34,17 @@ def auditor_on(client: PulseClient, pool: Pool) -> Auditor:
 
 
 @asynccontextmanager
-async def open_dead_letters(settings: Settings, *, to_replay: bool = False) -> AsyncIterator[DeadLetters]:
-    """The dead letters; with a connection to NATS only `to_replay`."""
+async def open_dead_letters(
+    settings: Settings, *, to_replay: bool = False, record: ChangeRecord | None = None
+) -> AsyncIterator[DeadLetters]:
+    """The dead letters; with a connection to NATS only `to_replay`. What is changed is logged with `record`."""
     async with AsyncExitStack() as stack:
         pool = await stack.enter_async_context(_open_pool(settings, "dead-letters"))
         publisher = None
         if to_replay:
             client = await stack.enter_async_context(connection(settings.nats_url, name="pulse dead-letters"))
             publisher = OriginStreams(client)
-        yield DeadLetters(store=DeadLetterStore(pool), publisher=publisher)
+        yield DeadLetters(store=DeadLetterStore(Scoped(pool=pool, record=record)), publisher=publisher)
 
 
 @asynccontextmanager

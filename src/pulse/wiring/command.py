@@ -72,6 +72,7 @@ async def command_services(process: Process) -> list[Service]:
         retry_delay_s_min=settings.retry_delay_s_min,
         retry_delay_s_max=settings.retry_delay_s_max,
         probe=process.probe,
+        routed=process.routed,
     )
     fleets = FleetExpander(
         store=FleetLots(process.pool, probe=process.probe),

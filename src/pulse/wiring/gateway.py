@@ -39,6 +39,7 @@ async def gateway_services(process: Process) -> list[Service]:
         polls=polls,
         metrics=metrics,
         wait_s_max=settings.gateway_poll_s_max,
+        device_reads_max=settings.gateway_device_reads_max,
         other=health_app(checks=process.checks, registry=process.metrics),
     )
     app = DeviceApi(

@@ -1,4 +1,4 @@
-"""The role `ingest`: TELEMETRY ─► IngestWorker ─► PostgreSQL."""
+"""The role `ingest`: TELEMETRY ─► IngestWorker ─► PostgreSQL, and jobs ─► ROUTES."""
 
 from __future__ import annotations
 
@@ -52,5 +52,6 @@ async def ingest_services(process: Process) -> list[Service]:
         retry_delay_s_min=settings.retry_delay_s_min,
         retry_delay_s_max=settings.retry_delay_s_max,
         probe=process.probe,
+        route=process.router.route,
     )
     return [worker]

@@ -6,6 +6,9 @@ bucket twice, tell of two sizes under one name, and let a device send twice as o
     gateway ─┐                  ┌─► committer ─► JetStream
     bridge ──┴─► Gateway ───────┼─► limits ──┐
     ui ────────────────────────►└─► registry ◄── RegistryMirror ◄── RegistryFeed
+
+    ingest, shadow, ──┬─► router ─► committer ─► JetStream
+    commands, rescue ─┘     └─► routes ◄── RouteMirror ◄── RegistryFeed, PostgreSQL
 """
 
 from __future__ import annotations
@@ -18,24 +21,36 @@ from functools import cached_property
 import msgspec
 from prometheus_client import CollectorRegistry
 
+from pulse.adapters.expressions.cel import Compiler
 from pulse.adapters.nats.committer import GroupCommitter
 from pulse.adapters.nats.connection import PulseClient
 from pulse.adapters.nats.registry_feed import RegistryFeed
+from pulse.adapters.postgres.device_attributes import DeviceAttributeStore
 from pulse.adapters.postgres.pool import Pool
+from pulse.adapters.postgres.registry import RegistryTruth
+from pulse.adapters.postgres.route_matches import RouteMatches
+from pulse.adapters.postgres.telemetry import TelemetryStore
 from pulse.domain.limits import Rate, RateLimits
 from pulse.domain.registry import Change
 from pulse.domain.shadow import ShadowBounds
 from pulse.domain.telemetry import Bounds, PayloadDecoder
 from pulse.runtime.health import Check
 from pulse.runtime.lifecycle import Service
-from pulse.runtime.metrics import PublishMetrics, RegistryMetrics
+from pulse.runtime.metrics import PublishMetrics, RegistryMetrics, RoutingMetrics
 from pulse.runtime.settings import Settings
+from pulse.services.batches import Settler
+from pulse.services.device_attributes import AttributeCache
 from pulse.services.gateway import Gateway
 from pulse.services.registry import DeviceRegistry, RegistryMirror
 from pulse.services.registry import RegistryFeed as Feed
+from pulse.services.route_jobs import JobSender
+from pulse.services.route_table import RouteMirror, RouteTable
+from pulse.services.routing import RoutedSettler, Router
 from pulse.wiring.registry_check import RegistryCheck
-from pulse.wiring.streams import DEAD_LETTERS, DOWN, SERVED
+from pulse.wiring.streams import DEAD_LETTERS, DOWN, ROUTES, SERVED, TELEMETRY
 
+ROUTE_KEYS = "route.>"
+"""The part of the registry that holds routes."""
 NATS_WAIT_S_MAX = 60.0
 """How long a starting process waits for NATS before it says so and ends, to be started again."""
 
@@ -102,11 +117,12 @@ class Process:
 
     @cached_property
     def committer(self) -> GroupCommitter:
-        """What stores messages of devices, dead letters of the edge, and what is said to devices."""
+        """What stores messages of devices, dead letters, what is said to devices, and jobs."""
         settings = self.settings
         committer = GroupCommitter(
             self.nats,
-            streams={prefix: stream for stream, prefix in SERVED.items()} | {"dead": DEAD_LETTERS, "down": DOWN},
+            streams={prefix: stream for stream, prefix in SERVED.items()}
+            | {"dead": DEAD_LETTERS, "down": DOWN, "routes": ROUTES},
             metrics=PublishMetrics(self.metrics),
             pending_max=settings.publish_pending_max,
             timeout_s=settings.publish_timeout_s,
@@ -114,6 +130,32 @@ class Process:
         )
         self.shared.append(committer)
         return committer
+
+    @cached_property
+    def router(self) -> Router:
+        """What makes jobs of messages that are stored; it follows the routes, and nothing else of the registry."""
+        metrics = RoutingMetrics(self.metrics)
+        table = RouteTable(compiler=Compiler(), metrics=metrics)
+        router = Router(
+            table=table,
+            sender=JobSender(publisher=self.committer, metrics=metrics),
+            attributes=AttributeCache(DeviceAttributeStore(self.pool)),
+        )
+        self.shared.append(
+            RouteMirror(
+                feed=RegistryFeed(self.nats, keys=ROUTE_KEYS),
+                truth=RegistryTruth(self.pool),
+                table=table,
+                records=RouteMatches(self.pool),
+                take_matches=router.take_matches,
+            )
+        )
+        return router
+
+    def routed(self, settler: Settler) -> Settler:
+        """The same, with its messages routed once they are settled."""
+        ledger = TelemetryStore(self.pool, stream=TELEMETRY)
+        return RoutedSettler(settler, router=self.router, dead_among=ledger.dead_among)
 
     @cached_property
     def gateway(self) -> Gateway:

@@ -71,19 +71,24 @@ def _chances(process: Process, check: Dependency) -> dict[str, Settler]:
             metrics=IngestMetrics(process.metrics),
             hear=written_at_once(telemetry),
             probe=process.probe,
+            route=process.router.route,
         ),
-        SHADOW: ShadowSettler(
-            store=WatchedShadowSettlements(shadow_settlements(process), check),
-            metrics=ShadowMetrics(process.metrics),
-            posted=_look_yourself,
-            probe=process.probe,
+        SHADOW: process.routed(
+            ShadowSettler(
+                store=WatchedShadowSettlements(shadow_settlements(process), check),
+                metrics=ShadowMetrics(process.metrics),
+                posted=_look_yourself,
+                probe=process.probe,
+            )
         ),
-        COMMANDS: CommandSettler(
-            store=WatchedCommandSettling(command_settling(process), check),
-            metrics=CommandMetrics(process.metrics),
-            posted=_look_yourself,
-            now_ms=now_ms,
-            probe=process.probe,
+        COMMANDS: process.routed(
+            CommandSettler(
+                store=WatchedCommandSettling(command_settling(process), check),
+                metrics=CommandMetrics(process.metrics),
+                posted=_look_yourself,
+                now_ms=now_ms,
+                probe=process.probe,
+            )
         ),
     }
 

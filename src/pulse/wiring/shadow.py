@@ -61,6 +61,7 @@ async def shadow_services(process: Process) -> list[Service]:
         retry_delay_s_min=settings.retry_delay_s_min,
         retry_delay_s_max=settings.retry_delay_s_max,
         probe=process.probe,
+        routed=process.routed,
     )
     return [postman, worker, _answerer(process)]
 

@@ -17,6 +17,10 @@ COMMANDS = "COMMANDS"
 COMMAND_WORKERS = "command-workers"
 SHADOW = "SHADOW"
 SHADOW_WORKERS = "shadow-workers"
+ROUTES = "ROUTES"
+ROUTE_DELIVERY = "route-delivery"
+LATER = "LATER"
+LATER_DELIVERY = "later-delivery"
 WORKERS = {TELEMETRY: INGEST_WORKERS, SHADOW: SHADOW_WORKERS, COMMANDS: COMMAND_WORKERS}
 """The streams whose messages the ledger settles, and the consumer that hands them out: what is audited."""
 SERVED = {kind.stream: kind.subject_prefix for kind in UPWARD.values()}

@@ -12,13 +12,17 @@ import msgspec
 
 from pulse.adapters.nats.connection import PulseClient
 from pulse.adapters.nats.errors import SYSTEM
+from pulse.adapters.nats.origin import OriginStreams
 from pulse.adapters.nats.registry import RegistryBucket
 from pulse.adapters.nats.stream_status import StreamStatusReader
 from pulse.adapters.postgres.access import ChangeLog, KeyStore
 from pulse.adapters.postgres.commands import CommandStore
+from pulse.adapters.postgres.dead_letters import DeadLetterStore
 from pulse.adapters.postgres.identity import IdentityStore
 from pulse.adapters.postgres.pool import Pool, Scoped
+from pulse.adapters.postgres.recent_messages import RecentMessages
 from pulse.adapters.postgres.registry import RegistryTruth
+from pulse.adapters.postgres.routes import RouteStore
 from pulse.adapters.postgres.shadows import ShadowStore
 from pulse.adapters.postgres.telemetry_query import TelemetryReader
 from pulse.api.control.application import control_app
@@ -33,11 +37,13 @@ from pulse.runtime.http import Application, UvicornService
 from pulse.runtime.lifecycle import Service
 from pulse.runtime.settings import Settings
 from pulse.services.control import Control, OpenReach, Reach
+from pulse.services.dead_letters import DeadLetters
 from pulse.topology.declared import load
 from pulse.wiring.cli import auditor_on
 from pulse.wiring.console import by_path, console_on
 from pulse.wiring.mqtt_access import mqtt_hooks
 from pulse.wiring.process import Process
+from pulse.wiring.routes import dry_runs_of, sealer_of
 
 EDGE_TIMEOUT_S = 2.0
 """How long a change waits for the edge to be told; the maintenance role does it otherwise."""
@@ -58,8 +64,9 @@ class RegistryEdge:
         await self._bucket.project(keys, self._truth.load)
 
 
-def open_reach_on(pool: Pool, settings: Settings) -> OpenReach:
-    """Stores on `pool`, for one tenant or for all."""
+def open_reach_on(pool: Pool, settings: Settings, client: PulseClient) -> OpenReach:
+    """Stores on `pool`, for one tenant or for all; `client` replays dead letters."""
+    origin, sealer = OriginStreams(client), sealer_of(settings)
     presence_after = settings.presence_after()
 
     def open_reach(tenant_id: str | None, record: ChangeRecord | None) -> Reach:
@@ -69,6 +76,9 @@ def open_reach_on(pool: Pool, settings: Settings) -> OpenReach:
             telemetry=TelemetryReader(database, statement_s_max=settings.query_s_max, presence_after=presence_after),
             shadows=ShadowStore(database, names_max=settings.shadow_names_max),
             commands=CommandStore(database, open_max=settings.command_open_max),
+            routes=RouteStore(database, seals=sealer),
+            messages=RecentMessages(database, statement_s_max=settings.query_s_max),
+            dead_letters=DeadLetters(store=DeadLetterStore(database), publisher=origin),
             changes=ChangeLog(database),
             keys=KeyStore(database),
         )
@@ -82,13 +92,14 @@ async def ui_services(process: Process) -> list[Service]:
     What is not below `/api/` is a broker's question, about health, or a page.
     """
     settings, nats, pool = process.settings, process.nats, process.pool
-    open_reach = open_reach_on(pool, settings)
+    open_reach = open_reach_on(pool, settings, nats)
     declared = load(stream_replicas=settings.stream_replicas)
     control = Control(
         open_reach=open_reach,
         edge=RegistryEdge(nats, pool),
         auditor=auditor_on(nats, pool),
         streams=StreamStatusReader(nats, declared),
+        dry_runs=process.stack.enter_context(dry_runs_of(settings)),
     )
     bounds = ControlBounds(
         query=QueryBounds(

@@ -28,7 +28,9 @@ LEFTOVERS_S_MAX = 10.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Secrets:
-    """The passwords of the embedded servers, and what the key is made of that lets devices in; made once a folder."""
+    """The passwords of the embedded servers, what the key is made of that lets devices in, and what secrets of webhooks
+    are sealed with; made once a folder.
+    """
 
     nats_password: str
     mqtt_bridge_password: str
@@ -36,6 +38,7 @@ class Secrets:
     mqtt_issuer_secret: str
     postgresql_password: str
     postgresql_superuser_password: str
+    sealing_key: str
 
     def __repr__(self) -> str:
         return "Secrets(********)"

@@ -14,6 +14,7 @@ bounds of their own, and what each can cost at most for a message of this size i
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -34,8 +35,11 @@ PATTERN_LENGTH_MAX = 128
 STEPS_MAX = 100_000
 """Of one evaluation; a step is a node, or a look at 64 bytes: some milliseconds."""
 STEP_BYTES = 64
+MESSAGE_STEPS_MAX = 300_000
+"""Of all evaluations for one message: whatever a tenant's routes ask, the others wait some ten milliseconds at most."""
 
 _FIELD = "match.expression"
+_COMPILE_ERROR = re.compile(r"ERROR: <input>:([0-9]{1,4}):([0-9]{1,4}): (.*)")
 _MAP = cel.Type.Map(cel.Type.STRING, cel.Type.DYN)
 _VARIABLES = {
     "metrics": _MAP,
@@ -54,18 +58,19 @@ class Unanswered(StrEnum):
     STOPPED = "stopped"
     """The library's bound on iterations."""
     TOO_COSTLY = "too_costly"
-    """For a message as large as this one."""
+    """For a message as large as this one, or after all that was asked of it before."""
 
 
 class Scope:
     """One message as expressions see it; its values are handed over once for all of them."""
 
-    __slots__ = ("activation", "elements", "size")
+    __slots__ = ("activation", "elements", "size", "steps_left")
 
     def __init__(self, activation: cel.Activation, *, size: int, elements: int) -> None:
         self.activation = activation
         self.size = size
         self.elements = elements
+        self.steps_left = MESSAGE_STEPS_MAX
 
 
 class Expression:
@@ -89,9 +94,11 @@ class Expression:
     def __call__(self, scope: object) -> bool:
         """Whether the message is wanted; where there is no answer it is not, and `told` hears why."""
         assert isinstance(scope, Scope)
-        if self.steps(size=scope.size, elements=scope.elements) > STEPS_MAX:
+        steps = self.steps(size=scope.size, elements=scope.elements)
+        if steps > STEPS_MAX or steps > scope.steps_left:
             self._told(Unanswered.TOO_COSTLY)
             return False
+        scope.steps_left -= steps
         try:
             answer = self._compiled.eval(scope.activation).value()
         except RuntimeError:
@@ -101,6 +108,19 @@ class Expression:
             return answer
         self._told(Unanswered.ERROR)
         return False
+
+    def why_unanswered(self, scope: object) -> str:
+        """In words, why there is no answer for a message; empty where there is one."""
+        assert isinstance(scope, Scope)
+        if self.steps(size=scope.size, elements=scope.elements) > STEPS_MAX:
+            return "it could take too long for a message as large as this one"
+        try:
+            answer = self._compiled.eval(scope.activation).value()
+        except RuntimeError as error:
+            return _first_line(str(error))
+        if answer is True or answer is False:
+            return ""
+        return str(answer).partition(": ")[2][:300] or "it says neither true nor false"
 
 
 def _nobody(_: Unanswered) -> None:
@@ -114,20 +134,24 @@ class Compiler:
         self._environment = cel.NewEnv(variables=_VARIABLES)
         self._told = told
 
-    def compile(self, text: str) -> Expression:
-        """The expression that `text` is; Refusal INVALID_REQUEST that says what is wrong with it."""
+    def compile(self, text: str, *, told: Callable[[Unanswered], None] | None = None) -> Expression:
+        """The expression that `text` is; Refusal INVALID_REQUEST that says what is wrong with it.
+
+        `told` hears in place of the compiler's own of evaluations that had no answer. Of a text that does not read, the
+        refusal's `position` is the offset in its characters.
+        """
         try:
             if len(text.encode()) > EXPRESSION_BYTES_MAX or "\x00" in text:
                 raise _refusal(f"an expression has at most {EXPRESSION_BYTES_MAX} bytes, and no U+0000")
             compiled = self._environment.compile(text)
         except (RuntimeError, UnicodeEncodeError) as error:
-            raise _refusal(_first_line(str(error))) from error
+            raise _unreadable(text, str(error)) from error
         if compiled.return_type() not in (cel.Type.BOOL, cel.Type.DYN):
             raise _refusal(f"an expression says true or false, and not {compiled.return_type().name()}")
         syntax = read_syntax(compiled.serialize(), _VARIABLES)
         if why := _why_refused(syntax):
             raise _refusal(why)
-        return Expression(text, compiled, syntax, self._told)
+        return Expression(text, compiled, syntax, told or self._told)
 
     def scope(self, message: RoutedMessage) -> Scope:
         """What expressions see of `message`; made once a message."""
@@ -160,6 +184,18 @@ def _why_refused(syntax: Syntax) -> str:
     if any(pattern is None or len(pattern) > PATTERN_LENGTH_MAX for pattern in syntax.patterns):
         return f"matches takes a literal of at most {PATTERN_LENGTH_MAX} characters"
     return ""
+
+
+def _unreadable(text: str, said: str) -> Refusal:
+    """With the offset in `text`, which the library tells in its words and nowhere else."""
+    found = _COMPILE_ERROR.search(said)
+    if found is None:
+        return _refusal(_first_line(said))
+    line, column = int(found[1]), int(found[2])
+    position = sum(len(each) + 1 for each in text.split("\n")[: line - 1]) + column - 1
+    message = found[3].removesuffix(" [INVALID_ARGUMENT]").partition(" expecting {")[0][:300]
+    where = f"line {line}, column {column}" if line > 1 else f"column {column}"
+    return Refusal(Reason.INVALID_REQUEST, f"{message} ({where})", field=_FIELD, position=position)
 
 
 def _first_line(text: str) -> str:

@@ -135,6 +135,8 @@ class Connection(asyncio.Protocol):
     async def handshake(self, connect: bytes, filters: Sequence[str], shared: Sequence[str]) -> None:
         """Introduce ourselves and subscribe: to `shared` where the broker shares a subscription, else to `filters`.
 
+        Without filters nothing is subscribed: such a connection only publishes.
+
         Raises Outage where the broker refuses or the connection ends, UnsupportedVersion.
         """
         self._transport.write(connect)
@@ -145,6 +147,17 @@ class Connection(asyncio.Protocol):
             raise refusal_of(connack)
         if connack.keep_alive_s is not None:
             self._keep_alive_s = connack.keep_alive_s
+        if filters:
+            await self._subscribe(connack, filters, shared)
+        self._outgoing = Outgoing(
+            self._transport.write,
+            version=self._version,
+            in_flight_max=connack.receive_max,
+            packet_bytes_max=connack.packet_bytes_max,
+        )
+        self._keep_alive()
+
+    async def _subscribe(self, connack: Connack, filters: Sequence[str], shared: Sequence[str]) -> None:
         is_shared = self._version is Version.V5 and connack.shared_subscriptions
         if self._version is Version.V5 and not is_shared:
             log.warning("the broker shares no subscriptions: only one bridge may run")
@@ -156,13 +169,6 @@ class Connection(asyncio.Protocol):
                 raise subscription_failure(each, code)
         if len(suback.codes) != len(wanted):
             raise Outage(SYSTEM, f"the broker answers {len(suback.codes)} of {len(wanted)} subscriptions")
-        self._outgoing = Outgoing(
-            self._transport.write,
-            version=self._version,
-            in_flight_max=connack.receive_max,
-            packet_bytes_max=connack.packet_bytes_max,
-        )
-        self._keep_alive()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """asyncio's: the socket is connected."""

@@ -11,7 +11,7 @@ import structlog
 from nats.aio.client import Client
 
 from pulse.adapters.nats.follow import Interrupted, Message, follow
-from pulse.adapters.nats.registry import STREAM, is_deletion, key_of
+from pulse.adapters.nats.registry import PREFIX, STREAM, is_deletion, key_of
 from pulse.domain.errors import Outage
 from pulse.domain.registry import Change, Complete, Put, Reading, Removed, decode_record
 from pulse.domain.retry import delay_s
@@ -33,11 +33,13 @@ class _Position:
 class RegistryFeed:
     """Follows the bucket through outages; satisfies `services.registry.RegistryFeed`.
 
-    After an interruption it reads on where it was; where the bucket was made anew, from scratch.
+    After an interruption it reads on where it was; where the bucket was made anew, from scratch. `keys` (wildcards
+    allowed) leaves out all others.
     """
 
-    def __init__(self, client: Client, *, timeout_s: float = 5.0) -> None:
+    def __init__(self, client: Client, *, keys: str = ">", timeout_s: float = 5.0) -> None:
         self._client = client
+        self._subject = PREFIX + keys
         self._timeout_s = timeout_s
 
     async def watch(self) -> AsyncGenerator[Change, None]:
@@ -68,7 +70,11 @@ class RegistryFeed:
         if not position.complete:
             position.sequence = 0
         async with follow(
-            self._client, stream=STREAM, from_sequence=position.sequence + 1, timeout_s=self._timeout_s
+            self._client,
+            stream=STREAM,
+            from_sequence=position.sequence + 1,
+            subject=self._subject,
+            timeout_s=self._timeout_s,
         ) as following:
             if position.complete and following.stream_created != position.created:
                 position.complete = False

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
 
 import asyncpg
 
 from pulse.adapters.postgres.pool import Pool, transaction
+from pulse.adapters.postgres.route_rows import ROUTE_COLUMNS, route_of, with_headers
 from pulse.adapters.postgres.tenant_limits import LIMIT_COLUMNS, limits_of
 from pulse.domain.identity import Device, Tenant, TokenDigest
-from pulse.domain.registry import Record, record_key, split_key
+from pulse.domain.registry import Record, record_key, split_key, split_route_key
+from pulse.domain.route import Route
 
 TENANT_COLUMNS = f"tenant_id, enabled, {LIMIT_COLUMNS}"
 REGISTRY_TENANTS = f"SELECT {TENANT_COLUMNS} FROM tenants WHERE tenant_id = ANY($1::text[])"  # noqa: S608 - constants
@@ -40,10 +43,18 @@ REGISTRY_DEVICE_PAGE = REGISTRY_DEVICES_OF.format(
         WHERE (tenant_id, device_id) > ($1, $2) ORDER BY tenant_id, device_id LIMIT $3
     """
 )
+REGISTRY_ROUTES = f"""
+    SELECT {ROUTE_COLUMNS}
+    FROM routes AS route JOIN unnest($1::text[], $2::text[]) AS wanted (tenant_id, route_id) USING (tenant_id, route_id)
+"""  # noqa: S608 - constants
+REGISTRY_ROUTE_PAGE = f"""
+    SELECT {ROUTE_COLUMNS} FROM routes AS route
+    WHERE (tenant_id, route_id) > ($1, $2) ORDER BY tenant_id, route_id LIMIT $3
+"""  # noqa: S608 - constants
 
 
 class RegistryTruth:
-    """Tenants and devices as the edge should know them; satisfies `services.reconcile.Truth`.
+    """Tenants, devices and routes as the edge should know them; satisfies `services.reconcile.Truth`.
 
     Tokens that have expired are left out. Raises Outage where PostgreSQL is away.
     """
@@ -56,6 +67,7 @@ class RegistryTruth:
         ids = [ids for ids in map(split_key, keys) if ids is not None]
         tenants = [tenant_id for tenant_id, device_id in ids if device_id is None]
         devices = [(tenant_id, device_id) for tenant_id, device_id in ids if device_id is not None]
+        routes = [ids for ids in map(split_route_key, keys) if ids is not None]
         records: list[Record] = []
         async with transaction(self._pool) as connection:
             if tenants:
@@ -63,13 +75,19 @@ class RegistryTruth:
             if devices:
                 columns = [list(column) for column in zip(*devices, strict=True)]
                 records += map(_registry_device, await connection.fetch(REGISTRY_DEVICES, *columns))
+            if routes:
+                columns = [list(column) for column in zip(*routes, strict=True)]
+                records += map(_registry_route, await connection.fetch(REGISTRY_ROUTES, *columns))
         return {record_key(record): record for record in records}
 
     async def pages(self, size: int) -> AsyncGenerator[list[Record], None]:
-        """All that the registry should hold, tenants first, in pages of at most `size`.
+        """All that the registry should hold, routes and tenants first, in pages of at most `size`.
 
         Each page is a transaction of its own: what changes meanwhile may be in its old or its new form.
         """
+        async with aclosing(self.routes(size)) as pages:
+            async for page in pages:
+                yield [*page]
         tenant_id = device_id = ""
         while True:
             async with transaction(self._pool) as connection:
@@ -86,6 +104,21 @@ class RegistryTruth:
                 return
             yield [_registry_device(row) for row in rows]
             tenant_id, device_id = rows[-1]["tenant_id"], rows[-1]["device_id"]
+
+    async def routes(self, size: int) -> AsyncGenerator[list[Route], None]:
+        """All routes, in pages of at most `size`."""
+        tenant_id = route_id = ""
+        while True:
+            async with transaction(self._pool) as connection:
+                rows = await connection.fetch(REGISTRY_ROUTE_PAGE, tenant_id, route_id, size)
+            if not rows:
+                return
+            yield [_registry_route(row) for row in rows]
+            tenant_id, route_id = rows[-1]["tenant_id"], rows[-1]["route_id"]
+
+
+def _registry_route(row: asyncpg.Record) -> Route:
+    return with_headers(route_of(row), {})
 
 
 def _registry_tenant(row: asyncpg.Record) -> Tenant:

@@ -44,7 +44,7 @@ SELECT_SETTLED = """
 """
 DEAD_LETTER_COLUMNS = (
     "stream", "position", "subject", "tenant_id", "device_id", "reason", "error", "headers", "body",
-    "attempts", "published_at",
+    "attempts", "published_at", "in_stream",
 )  # fmt: skip
 RACES_MAX = 20
 """How often another worker may settle part of the same batch in between; each time there is less left to write."""
@@ -113,6 +113,7 @@ def _columns(stream: str, letter: DeadLetter) -> tuple[object, ...]:
         message.body,
         message.attempts,
         EPOCH + timedelta(microseconds=message.published_ns // 1000),
+        message.sequence > 0,
     )
 
 

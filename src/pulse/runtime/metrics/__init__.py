@@ -9,9 +9,11 @@ from __future__ import annotations
 from pulse.runtime.metrics.audit import AuditMetrics
 from pulse.runtime.metrics.bridge import BridgeMetrics
 from pulse.runtime.metrics.commands import CommandMetrics, FleetMetrics, SweepMetrics
+from pulse.runtime.metrics.delivery import DeliveryMetrics
 from pulse.runtime.metrics.downlink import DownlinkMetrics, PollMetrics, PostmanMetrics
 from pulse.runtime.metrics.edge import GatewayMetrics, PublishMetrics, RegistryMetrics
 from pulse.runtime.metrics.mqtt_access import MqttAccessMetrics
+from pulse.runtime.metrics.routing import RoutingMetrics
 from pulse.runtime.metrics.shadow import ShadowMetrics
 from pulse.runtime.metrics.storage import RetentionMetrics, RollupMetrics
 from pulse.runtime.metrics.table import TABLE, Declared, process_registry
@@ -24,6 +26,7 @@ __all__ = [
     "CommandMetrics",
     "DeadLetterMetrics",
     "Declared",
+    "DeliveryMetrics",
     "DownlinkMetrics",
     "FleetMetrics",
     "GatewayMetrics",
@@ -36,6 +39,7 @@ __all__ = [
     "RescueMetrics",
     "RetentionMetrics",
     "RollupMetrics",
+    "RoutingMetrics",
     "ShadowMetrics",
     "SweepMetrics",
     "process_registry",

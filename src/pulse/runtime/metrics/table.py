@@ -83,6 +83,9 @@ TABLE = {
     "pulse_mqtt_disconnected_total": Declared(
         "counter", "Connections that were ended because something was taken away from their device"
     ),
+    "pulse_mqtt_queues_cut_total": Declared(
+        "counter", "Messages that nats-server kept for devices that are away, thrown away because there are too many"
+    ),
     "pulse_bridge_received_total": Declared("counter", "Messages that a broker handed over, repeated ones included"),
     "pulse_bridge_messages_total": Declared(
         "counter", "What became of them: stored, duplicate, dead_letter, rejected, refused, repeated", ("outcome",)
@@ -116,6 +119,13 @@ TABLE = {
     "pulse_ingest_commit_seconds": Declared("histogram", "One transaction of COPY and ledger", (), COMMIT_S),
     "pulse_ingest_waiting": Declared("gauge", "1 while the worker waits out an outage", ("system",)),
     "pulse_ingest_end_to_end_seconds": Declared("histogram", "Received to stored, sampled", (), END_TO_END_S),
+    "pulse_routes": Declared("gauge", "Routes that this process matches messages with, disabled ones included"),
+    "pulse_routing_jobs_total": Declared(
+        "counter", "Messages matched with a route: job (made), no_room or refused (dead letters)", ("outcome",)
+    ),
+    "pulse_routing_unanswered_total": Declared(
+        "counter", "Expressions that had no answer for a message, which is no match", ("reason",)
+    ),
     "pulse_shadow_messages_total": Declared(
         "counter",
         "Messages settled: updates accepted, gets answered, either rejected, dead, already_settled",
@@ -138,6 +148,22 @@ TABLE = {
     "pulse_commands_said_again_total": Declared("counter", "Commands that are sent again to a device that is there"),
     "pulse_fleets_made_total": Declared("counter", "Commands that were made for fleets"),
     "pulse_fleets_waiting": Declared("gauge", "1 while what makes them waits out an outage", ("system",)),
+    "pulse_delivery_jobs_total": Declared(
+        "counter",
+        "Jobs of routes: delivered, to retry, parked (no attempt was made), dead, left (to be delivered once more)",
+        ("outcome",),
+    ),
+    "pulse_delivery_dead_total": Declared("counter", "Jobs that became dead letters, by reason", ("reason",)),
+    "pulse_delivery_attempts_total": Declared(
+        "counter", "Attempts at destinations, by their status or what failed", ("kind", "result")
+    ),
+    "pulse_delivery_attempt_seconds": Declared("histogram", "One attempt, connection included", ("kind",), REQUEST_S),
+    "pulse_delivery_redelivered_total": Declared("counter", "Jobs that came once more from JetStream"),
+    "pulse_delivery_in_hand": Declared("gauge", "Jobs that are neither acknowledged nor left to others"),
+    "pulse_delivery_circuits": Declared("gauge", "Destinations, by the state of their circuit", ("circuit",)),
+    "pulse_delivery_unrecorded_total": Declared("counter", "Attempts that are not on record, as too much waited"),
+    "pulse_delivery_waiting": Declared("gauge", "1 while the worker waits out an outage", ("system",)),
+    "pulse_delivery_backlog": Declared("gauge", "Jobs that stand in the stream, those that wait included", ("stream",)),
     "pulse_rescue_items_total": Declared(
         "counter", "Items of DEAD_LETTERS: stored, dead, already_settled, gone, foreign", ("outcome",)
     ),
