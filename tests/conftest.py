@@ -43,7 +43,7 @@ _database_number = itertools.count(1)
 
 # Nobody listens yet on a port that was just found free, so the processes of one run look for theirs apart.
 _worker, _workers = os.environ.get("PYTEST_XDIST_WORKER", "gw0"), os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")
-ports.UNCLAIMED_PORTS = ports.UNCLAIMED_PORTS[int(_worker[2:]) :: int(_workers)]
+ports.UNCLAIMED_PORTS = range(15_000 + 16 * int(_worker[2:]), 32_000, 16 * int(_workers))
 
 # How long an example takes depends on what else the machine does; pytest's own timeout bounds a test.
 hypothesis.settings.register_profile("pulse", deadline=None, print_blob=True)
