@@ -17,8 +17,8 @@ from chaos.system import eventually, freeze
 from pulse.adapters.embedded.postgres_server import PostgresServer
 from pulse.domain.errors import Outage
 
-DISK_MB = 192
-"""A cluster is 40 MB, its write-ahead log another 32."""
+DISK_MB = 640
+"""A cluster is 50 MB; its write-ahead log of half a minute's load is never recycled (max_wal_size is far larger)."""
 END_BACKENDS = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'pulse'"
 
 
