@@ -72,8 +72,11 @@ class Bench:
         return ShadowSettlements(self.pool, stream=STREAM, bounds=BOUNDS, names_max=NAMES_MAX)
 
     @contextlib.asynccontextmanager
-    async def worker(self, *, batch_max: int = 500, writers: int = 2) -> AsyncIterator[Callable[[], Awaitable[None]]]:
-        """A running worker; calling what it gives stops it and returns when it has drained."""
+    async def worker(self, *, batch_max: int = 500, writers: int = 1) -> AsyncIterator[Callable[[], Awaitable[None]]]:
+        """A running worker; calling what it gives stops it and returns when it has drained.
+
+        With one writer, batches commit in the order of the stream.
+        """
 
         async def created_ns() -> int:
             return (await stream_state(self.client, STREAM)).created_ns

@@ -212,7 +212,7 @@ async def test_the_outage_of_postgresql_is_waited_out_and_nothing_dies(
 ) -> None:
     postgres = postgres_server_factory()
     postgres.start()
-    async with bench_on(nats, postgres.url) as bench, bench.worker():
+    async with bench_on(nats, postgres.url) as bench, bench.worker(writers=2):
         await bench.publish(reported({"n": 0}))
         await bench.until_settled(1)
         postgres.kill()
