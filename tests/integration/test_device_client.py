@@ -11,6 +11,8 @@ from aiohttp import web
 
 from pulse.adapters.http import device
 from pulse.adapters.http.device import NO_ANSWER, Answer, DeviceClient, open_device_client
+from pulse.cli import simulate_delivery
+from pulse.cli.simulate_delivery import deliver as deliver_until_final
 from pulse.domain.errors import ConfigurationError, Outage
 from pulse.domain.simulation import Message
 
@@ -19,8 +21,8 @@ MESSAGE = Message("t-1", "token", "telemetry", b'{"metrics":{"t":1}}', "key-1")
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device, "RETRY_DELAY_S_MIN", 0.001)
-    monkeypatch.setattr(device, "RETRY_DELAY_S_MAX", 0.001)
+    monkeypatch.setattr(simulate_delivery, "RETRY_DELAY_S_MIN", 0.001)
+    monkeypatch.setattr(simulate_delivery, "RETRY_DELAY_S_MAX", 0.001)
 
 
 @asynccontextmanager
@@ -63,7 +65,9 @@ def hang_up(request: web.Request) -> web.Response:
 async def deliver(client: DeviceClient, *, stopped: Callable[[], bool] = lambda: False) -> tuple[Answer, list[int]]:
     told: list[int] = []
     async with asyncio.timeout(30):
-        answer = await client.deliver(MESSAGE, told=lambda each: told.append(each.status), stopped=stopped)
+        answer = await deliver_until_final(
+            client.send, MESSAGE, told=lambda each: told.append(each.status), stopped=stopped
+        )
     return answer, told
 
 
@@ -88,7 +92,7 @@ async def test_retry_after_is_waited_for_up_to_a_bound(monkeypatch: pytest.Monke
 
 
 async def test_it_gives_up_when_the_next_try_would_be_too_late(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device, "RETRY_S_MAX", 1.0)
+    monkeypatch.setattr(simulate_delivery, "RETRY_S_MAX", 1.0)
     async with gateway(status(503, Retry_After="15"), status(202)) as (client, _):
         assert (await deliver(client))[1] == [503]
 

@@ -12,6 +12,8 @@ import pytest
 from pulse.adapters.mqtt import device
 from pulse.adapters.mqtt.broker import Account
 from pulse.adapters.mqtt.device import CONFIRMED, NOT_LET_IN, Answer, DeviceFleet, open_device_fleet
+from pulse.cli import simulate_delivery
+from pulse.cli.simulate_delivery import deliver as deliver_until_final
 from pulse.domain.errors import ConfigurationError, Outage
 from pulse.domain.simulation import COMMANDS, DELTA, Message, reply
 from pulse.domain.tally import NO_ANSWER
@@ -24,8 +26,8 @@ PUBLISH = 0x32
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device, "RETRY_DELAY_S_MIN", 0.001)
-    monkeypatch.setattr(device, "RETRY_DELAY_S_MAX", 0.001)
+    monkeypatch.setattr(simulate_delivery, "RETRY_DELAY_S_MIN", 0.001)
+    monkeypatch.setattr(simulate_delivery, "RETRY_DELAY_S_MAX", 0.001)
 
 
 def account(port: int) -> Account:
@@ -84,7 +86,7 @@ async def well(_: int, packet: bytes, writer: asyncio.StreamWriter) -> None:
 async def deliver(fleet: DeviceFleet) -> tuple[Answer, list[str]]:
     told: list[str] = []
     async with asyncio.timeout(30):
-        answer = await fleet.deliver(MESSAGE, told=lambda each: told.append(each.name))
+        answer = await deliver_until_final(fleet.send, MESSAGE, told=lambda each: told.append(each.name))
     return answer, told
 
 
@@ -164,7 +166,7 @@ async def test_a_broker_that_talks_rubbish_is_left() -> None:
 
 async def test_a_broker_that_says_nothing_is_not_waited_for_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device, "PUBACK_S_MAX", 0.05)
-    monkeypatch.setattr(device, "RETRY_S_MAX", 0.2)
+    monkeypatch.setattr(simulate_delivery, "RETRY_S_MAX", 0.2)
 
     async def silent(count: int, packet: bytes, writer: asyncio.StreamWriter) -> None:
         if packet[0] == 0x10:
@@ -177,15 +179,17 @@ async def test_a_broker_that_says_nothing_is_not_waited_for_without_end(monkeypa
 
 
 async def test_whoever_is_stopped_does_not_try_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device, "RETRY_DELAY_S_MIN", 10.0)
-    monkeypatch.setattr(device, "RETRY_DELAY_S_MAX", 10.0)
+    monkeypatch.setattr(simulate_delivery, "RETRY_DELAY_S_MIN", 10.0)
+    monkeypatch.setattr(simulate_delivery, "RETRY_DELAY_S_MAX", 10.0)
 
     async def refuse(_: int, __: bytes, writer: asyncio.StreamWriter) -> None:
         writer.write(REFUSED)
 
     async with broker(refuse) as (fleet, _):
         told: list[str] = []
-        answer = await fleet.deliver(MESSAGE, told=lambda each: told.append(each.name), stopped=lambda: True)
+        answer = await deliver_until_final(
+            fleet.send, MESSAGE, told=lambda each: told.append(each.name), stopped=lambda: True
+        )
     assert (answer.name, told) == (NOT_LET_IN, [NOT_LET_IN])
 
 

@@ -191,12 +191,10 @@ class Gateway:
         self.messages: list[Message] = []
         self._answer = answer
 
-    async def deliver(self, message: Message, *, told: Callable[[Answer], None], stopped: Callable[[], bool]) -> Answer:
+    async def send(self, message: Message) -> Answer:
         self.messages.append(message)
-        answer = self._answer(message)
-        told(answer)
         await asyncio.sleep(0)
-        return answer
+        return self._answer(message)
 
 
 class Stored:

@@ -17,7 +17,7 @@ from pulse.adapters.http.device import DeviceClient, open_device_client
 from pulse.adapters.mqtt.broker import Account
 from pulse.adapters.mqtt.device import DeviceFleet, open_device_fleet
 from pulse.cli.context import progress_console
-from pulse.cli.simulate_load import Client
+from pulse.cli.simulate_delivery import Client
 from pulse.domain.errors import CheckFailed, ConfigurationError
 from pulse.domain.simulation import COMMANDS, DELTA, Message, reply
 from pulse.runtime.settings import Settings

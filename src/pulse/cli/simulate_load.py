@@ -8,52 +8,23 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Protocol
 
 from pulse.adapters.postgres.simulation import RunReader
+from pulse.cli.simulate_delivery import STOP_LOOK_S, Answer, Client, deliver
 from pulse.domain.errors import Outage
 from pulse.domain.simulation import Fleet, Message
 from pulse.domain.tally import Latencies, Outcome, Tally
 
 LATE_S = 0.1
 """A message that goes out more than this behind its time counts as late; so long the end is waited for, too."""
-STOP_LOOK_S = 0.2
-"""How often a sender that waits for its next message looks whether it is to stop."""
 HEARTBEATS = 1
 DUPLICATES = 2
 PROBE_POLL_S = 0.02
 PROBE_PAUSE_S = 0.05
 PROBE_S_MAX = 30.0
-
-
-class Answer(Protocol):
-    """What one try came to."""
-
-    @property
-    def name(self) -> str:
-        """What it is counted under."""
-
-    @property
-    def accepted(self) -> bool:
-        """Whether whoever answered has the message."""
-
-    @property
-    def final(self) -> bool:
-        """Whether trying again would change nothing."""
-
-    @property
-    def duplicate(self) -> bool:
-        """Whether it says that the message was there before."""
-
-
-class Client(Protocol):
-    """The devices' side of a protocol."""
-
-    async def deliver(self, message: Message, *, told: Callable[[Answer], None], stopped: Callable[[], bool]) -> Answer:
-        """The last answer; `told` hears of every one, and with `stopped` there is no other try."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,7 +140,7 @@ class Load:
             tally.answers[answer.name] += 1
 
         started_at = time.monotonic()
-        answer = await self._client.deliver(message, told=told, stopped=self._stop.is_set)
+        answer = await deliver(self._client.send, message, told=told, stopped=self._stop.is_set)
         if not answer.accepted:
             tally.settle(number, Outcome.REFUSED if answer.final else Outcome.UNCONFIRMED)
             return

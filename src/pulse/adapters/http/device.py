@@ -1,17 +1,13 @@
-"""A device's side of the gateway: sends one message until it is answered for good, as a well made device does.
+"""A device's side of the gateway.
 
 202, any 4xx but 408 and 429         final
-408, 429, 5xx, no answer             sent again under the same Idempotency-Key, so that it is stored once:
-                                     after `Retry-After`, or after a backoff, for RETRY_S_MAX at most
+408, 429, 5xx, no answer             to be sent again under the same Idempotency-Key, so that it is stored once
 """
 
 from __future__ import annotations
 
-import asyncio
 import os
-import random
-import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import aiohttp
@@ -19,20 +15,14 @@ import msgspec
 from yarl import URL
 
 from pulse.domain.errors import ConfigurationError, Outage
-from pulse.domain.retry import delay_s
 from pulse.domain.simulation import Message
 from pulse.domain.tally import NO_ANSWER as NO_ANSWER_NAME
 
 SYSTEM = "gateway"
 ACCEPTED = 202
 NO_ANSWER = 0
-RETRY_S_MAX = 60.0
-"""Half of the window in which a retry is recognised by its key."""
-RETRY_DELAY_S_MIN = 0.1
-RETRY_DELAY_S_MAX = 5.0
 RETRY_AFTER_S_MAX = 20.0
 """What a gateway may ask for; more is not waited."""
-STOP_LOOK_S = 0.2
 REQUEST_S_MAX = 15.0
 """Above the gateway's own limit for a message, so that it is the gateway who says that it takes too long."""
 CHECK_S_MAX = 5.0
@@ -71,35 +61,6 @@ class DeviceClient:
         self._url = url
         self._prefix = f"{url.raw_path.rstrip('/')}/ingest/v1/tenant/{tenant_id}/device/"
         self._targets: dict[tuple[str, str], URL] = {}
-
-    async def deliver(
-        self, message: Message, *, told: Callable[[Answer], None], stopped: Callable[[], bool] = lambda: False
-    ) -> Answer:
-        """The last answer: a final one, or what there was when time was up or `stopped` said so.
-
-        `told` hears of every answer.
-        """
-        give_up_at = time.monotonic() + RETRY_S_MAX
-        attempt = 0
-        while True:
-            attempt += 1
-            answer = await self.send(message)
-            told(answer)
-            if answer.final:
-                return answer
-            backoff_s = delay_s(
-                attempt,
-                minimum_s=RETRY_DELAY_S_MIN,
-                maximum_s=RETRY_DELAY_S_MAX,
-                random=random.random(),  # noqa: S311
-            )
-            again_at = time.monotonic() + max(backoff_s, answer.retry_after_s)
-            if again_at > give_up_at:
-                return answer
-            while (left_s := again_at - time.monotonic()) > 0:
-                if stopped():
-                    return answer
-                await asyncio.sleep(min(left_s, STOP_LOOK_S))
 
     async def send(self, message: Message) -> Answer:
         """One try."""

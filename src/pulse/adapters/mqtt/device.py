@@ -1,17 +1,15 @@
 """Devices' side of a broker, for many of them: each has a connection and a session of its own. MQTT 3.1.1, QoS 1.
 
-A message that got no PUBACK is sent again, after a reconnect too, for RETRY_S_MAX at most: the same bytes, by which the
-bridge knows it. Sessions are clean, so nothing of a device stays with the broker. Devices may listen, too.
+A message that got no PUBACK is to be sent again, after a reconnect too: the same bytes, by which the bridge knows it.
+Sessions are clean, so nothing of a device stays with the broker. Devices may listen, too.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-import random
 import ssl
-import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 import msgspec
@@ -22,7 +20,6 @@ from pulse.adapters.mqtt.packets import encode_connect
 from pulse.adapters.mqtt.reasons import SYSTEM
 from pulse.domain.errors import Outage
 from pulse.domain.mqtt_access import prefix, user_name
-from pulse.domain.retry import delay_s
 from pulse.domain.simulation import Message
 from pulse.domain.tally import NO_ANSWER
 
@@ -30,11 +27,6 @@ CONNECT_S_MAX = 10.0
 CONNECTING_MAX = 64
 """Connections that are being made at the same time."""
 PUBACK_S_MAX = 15.0
-RETRY_S_MAX = 60.0
-"""Half of the window in which a retry is recognised."""
-RETRY_DELAY_S_MIN = 0.1
-RETRY_DELAY_S_MAX = 5.0
-STOP_LOOK_S = 0.2
 CONFIRMED, NOT_LET_IN = "puback", "not let in"
 
 
@@ -44,6 +36,8 @@ class Answer(msgspec.Struct, frozen=True, gc=False):
     name: str
     duplicate: bool = False
     """Always: a broker does not tell."""
+    retry_after_s: float = 0.0
+    """Always: a broker does not ask."""
 
     @property
     def accepted(self) -> bool:
@@ -97,31 +91,6 @@ class DeviceFleet:
         """Connect a device that is not; whether the broker lets it in, now."""
         link = await self._connected(device_id, token)
         return isinstance(link, Link)
-
-    async def deliver(
-        self, message: Message, *, told: Callable[[Answer], None], stopped: Callable[[], bool] = lambda: False
-    ) -> Answer:
-        """The last answer: a PUBACK, or what there was when time was up or `stopped` said so; `told` hears of all."""
-        give_up_at = time.monotonic() + RETRY_S_MAX
-        attempt = 0
-        while True:
-            attempt += 1
-            answer = await self.send(message)
-            told(answer)
-            if answer.final:
-                return answer
-            again_at = time.monotonic() + delay_s(
-                attempt,
-                minimum_s=RETRY_DELAY_S_MIN,
-                maximum_s=RETRY_DELAY_S_MAX,
-                random=random.random(),  # noqa: S311
-            )
-            if again_at > give_up_at:
-                return answer
-            while (left_s := again_at - time.monotonic()) > 0:
-                if stopped():
-                    return answer
-                await asyncio.sleep(min(left_s, STOP_LOOK_S))
 
     async def send(self, message: Message) -> Answer:
         """One try."""
