@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "ui": {"services", "domain"},
     "wiring": {"domain", "topology", "services", "adapters", "runtime", "api", "ui"},
     "app": {"domain", "topology", "services", "adapters", "runtime", "api", "ui", "wiring"},
-    "cli": {"app", "adapters", "runtime", "topology", "domain"},
+    "cli": {"app", "wiring", "adapters", "runtime", "topology", "domain"},
     "__main__": {"cli"},
     "__init__": set(),
 }

@@ -36,9 +36,9 @@ from compose_files import (
     services,
     variables_of,
 )
-from pulse.app import Role
 from pulse.runtime.layers import load
 from pulse.runtime.metrics import TABLE
+from pulse.runtime.roles import Role
 from repository import ROOT
 
 FILES = sorted(FOLDER.glob("docker-compose*.yml"))

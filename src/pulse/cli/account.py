@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import secrets
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -14,8 +12,9 @@ from rich.table import Table
 
 from pulse.adapters.passwords import Argon2Passwords
 from pulse.adapters.postgres.console import AccountStore, SessionStore
-from pulse.adapters.postgres.pool import Pool, Scoped, open_pool
+from pulse.adapters.postgres.pool import Scoped
 from pulse.cli.context import Context, as_async, console, json_option, print_json
+from pulse.cli.database import open_database
 from pulse.cli.identities import change
 from pulse.cli.key import OPERATOR_KEY_FILE
 from pulse.domain.access import in_force
@@ -59,7 +58,7 @@ async def add(
     settings = context.settings()
     hashed = Argon2Passwords().hash(_password(check_account_name(name), from_stdin=password_stdin))
     record = change("account.create", name, tenant_id, read_only=read_only)
-    async with _pool(settings) as pool:
+    async with open_database(settings) as pool:
         store = AccountStore(Scoped(pool=pool, record=record))
         made = await store.add(name, password_hash=hashed, tenant_id=tenant_id, read_only=read_only)
     if as_json:
@@ -74,7 +73,7 @@ async def add(
 @as_async
 async def list_accounts(context: Context, as_json: bool) -> None:
     """List accounts, those that have ended too."""
-    async with _pool(context.settings()) as pool:
+    async with open_database(context.settings()) as pool:
         found = await AccountStore(pool).accounts()
     if as_json:
         print_json({"accounts": found})
@@ -100,7 +99,7 @@ async def list_accounts(context: Context, as_json: bool) -> None:
 async def set_password(context: Context, name: str, password_stdin: bool) -> None:
     """Give an account another password, and sign it out everywhere."""
     hashed = Argon2Passwords().hash(_password(check_account_name(name), from_stdin=password_stdin))
-    async with _pool(context.settings()) as pool:
+    async with open_database(context.settings()) as pool:
         await AccountStore(Scoped(pool=pool, record=change("account.password", name, None))).set_password(name, hashed)
     click.echo(f"Account {name} has another password.")
 
@@ -111,7 +110,7 @@ async def set_password(context: Context, name: str, password_stdin: bool) -> Non
 @as_async
 async def revoke(context: Context, name: str) -> None:
     """End an account, and sign it out everywhere."""
-    async with _pool(context.settings()) as pool:
+    async with open_database(context.settings()) as pool:
         await AccountStore(Scoped(pool=pool, record=change("account.revoke", name, None))).end(check_account_name(name))
     click.echo(f"Account {name} is ended.")
 
@@ -135,7 +134,7 @@ def link(context: Context) -> None:
 async def sign_in_link(settings: Settings, key_secret: str) -> str:
     """An address that signs in once, for an hour, as the key of that secret."""
     secret = make_session_secret(secrets.token_bytes(SECRET_RANDOM_BYTES))
-    async with _pool(settings) as pool:
+    async with open_database(settings) as pool:
         await SessionStore(pool).add_link(secret, key_secret=key_secret, life_s=LINK_S)
     return f"{console_url(settings)}/sign-in/link?token={secret}"
 
@@ -149,11 +148,3 @@ def _password(name: str, *, from_stdin: bool) -> str:
     if from_stdin:
         return check_password(sys.stdin.readline().rstrip("\r\n"), name)
     return check_password(str(click.prompt("Password", hide_input=True, confirmation_prompt=True)), name)
-
-
-@asynccontextmanager
-async def _pool(settings: Settings) -> AsyncIterator[Pool]:
-    async with open_pool(
-        settings.database_url, size_max=1, timeout_s=settings.database_timeout_s, application_name="pulse cli"
-    ) as pool:
-        yield pool

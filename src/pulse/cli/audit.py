@@ -8,10 +8,11 @@ import click
 import msgspec
 from rich.table import Table
 
-from pulse.app import TELEMETRY, WORKERS, open_auditor
 from pulse.cli.context import Context, as_async, console, json_option, print_json
 from pulse.domain.audit import RowCheck, StreamAudit
 from pulse.domain.errors import CheckFailed
+from pulse.wiring.cli import open_auditor
+from pulse.wiring.streams import TELEMETRY, WORKERS
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):

@@ -16,8 +16,9 @@ from rich.text import Text
 
 from pulse.adapters.postgres.commands import CommandStore
 from pulse.adapters.postgres.identity import IdentityStore
-from pulse.adapters.postgres.pool import Scoped, open_pool
+from pulse.adapters.postgres.pool import Scoped
 from pulse.cli.context import progress_console
+from pulse.cli.database import open_database
 from pulse.cli.json_argument import Json, JsonArgument
 from pulse.cli.tail import Age
 from pulse.cli.tail_line import escaped
@@ -77,9 +78,7 @@ async def open_commands(
     settings: Settings, tenant_id: str, record: ChangeRecord | None = None
 ) -> AsyncIterator[CommandStore]:
     """The commands in the database of `settings`; Refusal NOT_FOUND where the tenant is not known."""
-    async with open_pool(
-        settings.database_url, size_max=1, timeout_s=settings.database_timeout_s, application_name="pulse cli"
-    ) as pool:
+    async with open_database(settings) as pool:
         await IdentityStore(pool, presence_after=settings.presence_after()).tenant(tenant_id)
         yield CommandStore(Scoped(pool=pool, record=record), open_max=settings.command_open_max)
 

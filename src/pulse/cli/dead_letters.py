@@ -11,7 +11,6 @@ import click
 import msgspec
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from pulse.app import open_dead_letters
 from pulse.cli.context import Context, as_async, console, json_option, print_json, progress_console
 from pulse.cli.dead_letter_options import filter_options, in_state, state_option
 from pulse.cli.dead_letter_view import body_lines, fields_of, table_of
@@ -21,6 +20,7 @@ from pulse.domain.access import ChangeRecord
 from pulse.domain.dead_letter import Filter, Replayed
 from pulse.domain.dead_letter_documents import document
 from pulse.domain.errors import CheckFailed, ConfigurationError
+from pulse.wiring.cli import open_dead_letters
 
 LIST_HINT = "`pulse dead-letters list` shows what there is"
 FAILURES_SHOWN_MAX = 10

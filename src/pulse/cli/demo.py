@@ -10,9 +10,10 @@ from pulse.adapters.nats.provisioner import Provisioner
 from pulse.adapters.nats.registry import RegistryBucket
 from pulse.adapters.postgres.identity import IdentityStore
 from pulse.adapters.postgres.migrate import available, migrate
-from pulse.adapters.postgres.pool import open_connection, open_pool
+from pulse.adapters.postgres.pool import open_connection
 from pulse.adapters.postgres.registry import RegistryTruth
 from pulse.cli.context import as_async
+from pulse.cli.database import open_database
 from pulse.domain.errors import CheckFailed
 from pulse.domain.identity import NewDevice
 from pulse.domain.registry import device_key, tenant_key
@@ -45,9 +46,7 @@ async def prepare(settings: Settings, folder: Path) -> str | None:
             settings.database_url, timeout_s=MIGRATION_TIMEOUT_S, application_name="pulse up"
         ) as database:
             await migrate(database, available())
-        async with open_pool(
-            settings.database_url, size_max=1, timeout_s=settings.database_timeout_s, application_name="pulse up"
-        ) as pool:
+        async with open_database(settings, command="up") as pool:
             store = IdentityStore(pool, presence_after=settings.presence_after())
             token_path = folder / TOKEN_FILE
             known = token_path.read_text("ascii").strip() if token_path.exists() else None

@@ -21,7 +21,6 @@ from rich.text import Text
 
 from pulse.adapters.nats.connection import PulseClient, connection
 from pulse.adapters.postgres.pool import Pool, open_pool
-from pulse.app import TELEMETRY
 from pulse.cli import doctor_nats, doctor_postgres
 from pulse.cli.context import Context, as_async, console, json_option, print_json
 from pulse.cli.doctor_http import role
@@ -31,6 +30,7 @@ from pulse.domain.errors import CheckFailed, PulseError
 from pulse.runtime.layers import INSTANCE_FILE
 from pulse.runtime.settings import Settings
 from pulse.topology.declared import load
+from pulse.wiring.streams import TELEMETRY
 
 CHECK_S_MAX = 8.0
 CONNECT_S_MAX = 3.0

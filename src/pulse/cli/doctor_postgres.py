@@ -13,7 +13,6 @@ from pulse.adapters.postgres.dead_letters import DeadLetterStore
 from pulse.adapters.postgres.doctor import DatabaseFacts
 from pulse.adapters.postgres.pool import Pool
 from pulse.adapters.postgres.registry import RegistryTruth
-from pulse.app import WORKERS, auditor_on
 from pulse.cli.streams_status import bytes_text
 from pulse.domain.doctor import (
     Finding,
@@ -26,6 +25,8 @@ from pulse.domain.doctor import (
     judge_partitions,
 )
 from pulse.domain.registry import Record, record_key, same_admission
+from pulse.wiring.cli import auditor_on
+from pulse.wiring.streams import WORKERS
 
 VERSION_MIN = 150_000
 REGISTRY_S_MAX = 3.0

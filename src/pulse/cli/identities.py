@@ -15,8 +15,9 @@ import click
 from pulse.adapters.nats.connection import connection
 from pulse.adapters.nats.registry import RegistryBucket
 from pulse.adapters.postgres.identity import IdentityStore
-from pulse.adapters.postgres.pool import Scoped, open_pool
+from pulse.adapters.postgres.pool import Scoped
 from pulse.adapters.postgres.registry import RegistryTruth
+from pulse.cli.database import open_database
 from pulse.domain.access import ChangeRecord
 from pulse.domain.errors import ConfigurationError, Outage
 from pulse.runtime.settings import Settings
@@ -55,9 +56,7 @@ class Identities:
 @asynccontextmanager
 async def open_identities(settings: Settings, record: ChangeRecord | None = None) -> AsyncIterator[Identities]:
     """The identities in the database of `settings`; each transaction of the store also writes `record`."""
-    async with open_pool(
-        settings.database_url, size_max=1, timeout_s=settings.database_timeout_s, application_name="pulse cli"
-    ) as pool:
+    async with open_database(settings) as pool:
         store = IdentityStore(Scoped(pool=pool, record=record), presence_after=settings.presence_after())
         yield Identities(store=store, truth=RegistryTruth(pool), settings=settings)
 

@@ -13,8 +13,9 @@ from rich.table import Table
 
 from pulse.adapters.embedded.files import write_private
 from pulse.adapters.postgres.access import KeyStore
-from pulse.adapters.postgres.pool import Scoped, open_pool
+from pulse.adapters.postgres.pool import Scoped
 from pulse.cli.context import Context, as_async, console, json_option, print_json, progress_console
+from pulse.cli.database import open_database
 from pulse.cli.identities import change, limit_option
 from pulse.domain.access import ApiKey, ChangeRecord, in_force, is_secret, opens
 from pulse.runtime.settings import Settings
@@ -125,9 +126,7 @@ async def operator_key(settings: Settings, folder: Path) -> str:
 
 @asynccontextmanager
 async def _store(settings: Settings, record: ChangeRecord | None = None) -> AsyncIterator[KeyStore]:
-    async with open_pool(
-        settings.database_url, size_max=1, timeout_s=settings.database_timeout_s, application_name="pulse cli"
-    ) as pool:
+    async with open_database(settings) as pool:
         yield KeyStore(Scoped(pool=pool, record=record))
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import click
 import structlog
 
-from pulse.app import Role
 from pulse.app import serve as serve_roles
 from pulse.cli.context import Context, as_async
 from pulse.runtime.logging import configure_logging
+from pulse.runtime.roles import Role
 
 
 @click.command()

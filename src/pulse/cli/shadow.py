@@ -15,9 +15,10 @@ from rich.table import Table
 from rich.text import Text
 
 from pulse.adapters.postgres.identity import IdentityStore
-from pulse.adapters.postgres.pool import Scoped, open_pool
+from pulse.adapters.postgres.pool import Scoped
 from pulse.adapters.postgres.shadows import ShadowStore
 from pulse.cli.context import Context, as_async, console, json_option, print_json
+from pulse.cli.database import open_database
 from pulse.cli.identities import change as record_of
 from pulse.cli.json_argument import Json, JsonArgument, explained
 from pulse.cli.tail_line import escaped
@@ -188,9 +189,7 @@ async def open_shadows(
     settings: Settings, tenant_id: str, device_id: str, record: ChangeRecord | None = None
 ) -> AsyncIterator[ShadowStore]:
     """The shadows in the database of `settings`; Refusal NOT_FOUND where the device is not known."""
-    async with open_pool(
-        settings.database_url, size_max=1, timeout_s=settings.database_timeout_s, application_name="pulse cli"
-    ) as pool:
+    async with open_database(settings) as pool:
         await IdentityStore(pool, presence_after=settings.presence_after()).device(tenant_id, device_id)
         yield ShadowStore(Scoped(pool=pool, record=record), names_max=settings.shadow_names_max)
 

@@ -18,7 +18,6 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from pulse.adapters.postgres.pool import open_pool
 from pulse.adapters.postgres.simulation import RunReader
-from pulse.app import open_auditor
 from pulse.cli.context import Context, as_async, console, json_option, print_json, progress_console
 from pulse.cli.identities import open_identities
 from pulse.cli.interrupt import Interrupt
@@ -31,6 +30,7 @@ from pulse.domain.identity import NewDevice, check_tenant_id
 from pulse.domain.registry import device_key, tenant_key
 from pulse.domain.simulation import DEVICES_MAX, Fleet
 from pulse.domain.tally import MESSAGES_MAX, Outcome, Storage, compare
+from pulse.wiring.cli import open_auditor
 
 TENANT = "demo-sim"
 SHOWN_EVERY_S = 0.2

@@ -10,10 +10,10 @@ from typing import Protocol
 import msgspec
 from rich.progress import Progress, TextColumn
 
-from pulse.app import TELEMETRY
 from pulse.cli.context import progress_console
 from pulse.domain.audit import StreamAudit
 from pulse.domain.errors import Outage
+from pulse.wiring.streams import TELEMETRY
 
 POLL_S = 0.25
 BUSY_S = 5.0

@@ -31,13 +31,13 @@ from pulse.adapters.embedded.postgres_server import PostgresServer
 from pulse.adapters.embedded.process import ManagedProcess
 from pulse.adapters.embedded.supervisor import Supervisor
 from pulse.adapters.nats.nkeys import AccountKey
-from pulse.app import Role
 from pulse.cli.account import sign_in_link
 from pulse.cli.context import Context
 from pulse.cli.demo import DEMO_DEVICE, DEMO_TENANT, prepare
 from pulse.cli.key import OPERATOR_KEY_FILE, operator_key
 from pulse.runtime.layers import ENVIRONMENT_BY_OWN_NAME, ENVIRONMENT_PREFIX
 from pulse.runtime.logging import configure_logging
+from pulse.runtime.roles import Role
 from pulse.runtime.settings import Settings
 
 STOP_S_MAX = 4.8
