@@ -216,6 +216,22 @@ def test_a_few_messages_go_as_plain_publishes_at_once_and_more_gather() -> None:
     assert [(len(request.messages), request.alone) for request in take_all(lane)] == [(6, False)]
 
 
+def test_few_that_wait_let_the_callers_of_a_batch_be_told_first_and_many_leave_before() -> None:
+    lane = make_lane(early_min=3)
+    first, *others = notes(7)
+    lane.add(first)
+    (plain,) = take_all(lane)
+    for note in others[:3]:
+        lane.add(note)
+    lane.free(plain)
+    (batch,) = take_all(lane)
+    assert len(batch.messages) == 3
+    for note, early in zip(others[3:], (False, False, True), strict=True):
+        lane.add(note)
+        assert lane.leaves_early(batch) is early
+    assert make_lane(early_min=3).leaves_early(plain)
+
+
 def test_an_id_that_was_seen_stored_goes_alone_and_does_not_refuse_a_batch() -> None:
     lane = make_lane()
     stream = Stream()

@@ -107,7 +107,7 @@ def test_answers_are_counted_by_kind_and_status_and_timed_by_kind() -> None:
     for status, seconds in ((202, 0.001), (202, 0.004), (503, 7.0)):
         metrics.answered("telemetry", status, seconds)
     metrics.answered("heartbeat", 202, 0.02)
-    metrics.pending(17)
+    metrics.watch(lambda: 17)
     found = read(registry)
     kind = ("kind", "telemetry")
     assert found["pulse_gateway_requests_total", (kind, ("status", "202"))] == 2

@@ -101,16 +101,14 @@ Inflate = Callable[[bytes, int, str], bytes]
 
 def _inflate_for(encoding: bytes | None, length: bytes | None, bytes_max: int, limit: str) -> Inflate | None:
     """How to undo the content coding of a body whose headers may be refused already."""
-    inflate = _coding(encoding)
+    inflate = None if encoding is None else _coding(encoding)
     if length is not None and int(length) > bytes_max:
         raise _too_large(bytes_max, limit)
     return inflate
 
 
-def _coding(encoding: bytes | None) -> Inflate | None:
+def _coding(encoding: bytes) -> Inflate | None:
     """How to undo a Content-Encoding; None where there is nothing to undo."""
-    if encoding is None:
-        return None
     name = encoding.strip().lower()
     if name in {b"", b"identity"}:
         return None

@@ -39,6 +39,9 @@ Respond = Callable[[int, Sequence[Header], bytes], None]
 
 log = structlog.get_logger()
 
+_JSON_BODY = ((b"content-type", JSON),)
+_encode = msgspec.json.Encoder().encode
+
 
 class Accepted(msgspec.Struct, frozen=True, kw_only=True):
     """The body of a 202; `duplicate` is true where the same message id was accepted before, as `seq`."""
@@ -69,6 +72,7 @@ class DeviceApi:
             payload_bytes_max=bounds.body_bytes_max,
         )
         self._pending = 0
+        metrics.watch(lambda: self._pending)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -77,16 +81,18 @@ class DeviceApi:
             return
         target = find_target(scope["raw_path"])
         kind = OTHER if target is None else target.kind
-        started = self._begin()
+        started = self.begin()
         try:
             answer = await self._answer(target, scope, receive)
         except (Refusal, Outage) as error:
             answer = self.refused(error)
         except ClientGone:
+            self.give_up()
             return
-        finally:
-            self.end()
-        self._metrics.answered(kind, answer[0], time.perf_counter() - started)
+        except BaseException:
+            self.give_up()
+            raise
+        self.end(kind, answer[0], started)
         await _send(send, answer)
 
     async def overloaded(self, _scope: Scope, _receive: Receive, send: Send) -> None:
@@ -103,7 +109,7 @@ class DeviceApi:
         `respond` is called once with status, headers but for Content-Length, and body; now or later.
         """
         tenant_id, device_id, kind = map(bytes.decode, match.groups())
-        waiting = _Waiting(self, self._metrics, kind, self._begin(), respond)
+        waiting = _Waiting(self, kind, self.begin(), respond)
         try:
             found = read_headers(headers)
             retry_id = self._admit(tenant_id, device_id, found)
@@ -129,15 +135,19 @@ class DeviceApi:
             waiting.give_up()
             raise
 
-    def _begin(self) -> float:
+    def begin(self) -> float:
+        """A request is here; when, for `end`."""
         self._pending += 1
-        self._metrics.pending(self._pending)
         return time.perf_counter()
 
-    def end(self) -> None:
-        """One request is no longer being answered."""
+    def end(self, kind: str, status: int, started: float) -> None:
+        """A request has its answer."""
         self._pending -= 1
-        self._metrics.pending(self._pending)
+        self._metrics.answered(kind, status, time.perf_counter() - started)
+
+    def give_up(self) -> None:
+        """A request gets no answer."""
+        self._pending -= 1
 
     def refused(self, error: Refusal | Outage) -> Answer:
         """The answer to a request that is at fault or came while a system is away."""
@@ -179,7 +189,7 @@ class DeviceApi:
             retry_id=retry_id,
             name=name,
         )
-        return self.accepted(await self._gateway.submit(prepared))
+        return 202, _JSON_BODY, self.accepted(await self._gateway.submit(prepared))
 
     def _admit(self, tenant_id: str, device_id: str, headers: Headers) -> str | None:
         """Whether this device may send now, asked before its body is read; the message's `retry_id`."""
@@ -189,12 +199,11 @@ class DeviceApi:
         key = headers.idempotency_key
         return None if key is None else retry_id_of_key(key, field=IDEMPOTENCY_KEY)
 
-    def accepted(self, receipt: Receipt) -> Answer:
-        """The answer to a message that is on disk."""
-        accepted = Accepted(
-            stream=receipt.stream, seq=receipt.seq, durability=self._durability, duplicate=receipt.duplicate
+    def accepted(self, receipt: Receipt) -> bytes:
+        """The body of the answer to a message that is on disk."""
+        return _encode(
+            Accepted(stream=receipt.stream, seq=receipt.seq, durability=self._durability, duplicate=receipt.duplicate)
         )
-        return 202, [(b"content-type", JSON)], msgspec.json.encode(accepted)
 
     async def _batch(self, headers: Headers, receive: Receive) -> Answer:
         media_type = headers.check_media_type(JSON, NDJSON)
@@ -217,11 +226,10 @@ class DeviceApi:
 class _Waiting:
     """Answers on the direct way as soon as there is something to answer; a `domain.receipt.Waiting`."""
 
-    __slots__ = ("_api", "_ended", "_kind", "_metrics", "_respond", "_started")
+    __slots__ = ("_api", "_ended", "_kind", "_respond", "_started")
 
-    def __init__(self, api: DeviceApi, metrics: GatewayMetrics, kind: str, started: float, respond: Respond) -> None:
+    def __init__(self, api: DeviceApi, kind: str, started: float, respond: Respond) -> None:
         self._api = api
-        self._metrics = metrics
         self._kind = kind
         self._started = started
         self._respond = respond
@@ -232,22 +240,21 @@ class _Waiting:
         return False
 
     def set_result(self, receipt: Receipt, /) -> None:
-        self._answer(self._api.accepted(receipt))
+        self._answer(202, _JSON_BODY, self._api.accepted(receipt))
 
     def set_exception(self, error: Refusal | Outage, /) -> None:
-        self._answer(self._api.refused(error))
+        self._answer(*self._api.refused(error))
 
     def give_up(self) -> None:
         """A bug leaves the answer to the connection: the request is not to count as pending for ever."""
         if not self._ended:
             self._ended = True
-            self._api.end()
+            self._api.give_up()
 
-    def _answer(self, answer: Answer) -> None:
+    def _answer(self, status: int, headers: Sequence[Header], body: bytes) -> None:
         self._ended = True
-        self._api.end()
-        self._metrics.answered(self._kind, answer[0], time.perf_counter() - self._started)
-        self._respond(*answer)
+        self._api.end(self._kind, status, self._started)
+        self._respond(status, headers, body)
 
 
 async def _send(send: Send, answer: Answer) -> None:

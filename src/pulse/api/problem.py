@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import msgspec
 
@@ -42,7 +43,7 @@ CONTENT_ENCODING = "Content-Encoding"
 CONTENT_ENCODINGS = b"gzip, zstd"
 
 Header = tuple[bytes, bytes]
-Answer = tuple[int, list[Header], bytes]
+Answer = tuple[int, Sequence[Header], bytes]
 """Status, headers, body."""
 
 

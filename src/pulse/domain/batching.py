@@ -40,6 +40,8 @@ class Limits:
 
     batch_min: int = 16
     """Fewer messages than this go as plain publishes: a batch costs the server as much as some 16 of them."""
+    early_min: int = 32
+    """Fewer than this wait until the callers of the batch before are told, and for what those send next."""
     batch_max: int = BATCH_MESSAGES_MAX
     batch_bytes_max: int = 1024 * 1024
     batches_in_flight_max: int = 4
@@ -94,7 +96,7 @@ class Remembered:
             self._young, self._old = set(), self._young
 
     def __contains__(self, message_id: bytes) -> bool:
-        return hash(message_id) in self._young or hash(message_id) in self._old
+        return (key := hash(message_id)) in self._young or key in self._old
 
 
 class Lane(Generic[M]):
@@ -152,6 +154,13 @@ class Lane(Generic[M]):
                 break
         return None
 
+    def leaves_early(self, answered: Request[M]) -> bool:
+        """Whether what waits is to leave before the callers of `answered` are told, so that the server works meanwhile.
+
+        A few had better go with what those callers send next: a batch has its cost, however small it is.
+        """
+        return len(answered.messages) == 1 or len(self._waiting) >= self._limits.early_min
+
     def free(self, request: Request[M]) -> None:
         """The slot of `request` is free again: it was answered, or given up."""
         if request.alone:
@@ -202,9 +211,12 @@ class Lane(Generic[M]):
         return request
 
     def _gather(self, messages_max: int) -> list[M]:
+        waiting = self._waiting
+        if len(waiting) <= messages_max and self._waiting_bytes <= self._limits.batch_bytes_max:
+            self._waiting, self._waiting_bytes = deque(), 0
+            return [message for message in waiting if not message.settled]
         messages: list[M] = []
         room = self._limits.batch_bytes_max
-        waiting = self._waiting
         while waiting and len(messages) < messages_max:
             size = waiting[0].size
             room -= size

@@ -59,7 +59,7 @@ def wrap(
         f'{{"v":1,"tenant_id":"{tenant_id}","device_id":"{device_id}","msg_type":"{message_type}",'
         f'"ts":{received_ms},"source":"{source}"{named},"payload":'
     )
-    return b"%b%b}" % (head.encode("ascii"), payload)
+    return head.encode() + payload + b"}"
 
 
 def unwrap(subject: str, body: bytes) -> Envelope:

@@ -78,7 +78,8 @@ def refuse_repeated_keys(text: bytes, named: int, *, beside: bytes = b"") -> Non
     The keys within `beside`, a value that is somewhere in `text`, do not count. There are at least as many colons as
     keys, so that few texts have to be looked at closely.
     """
-    if text.count(b":") - beside.count(b":") > named and count_keys(text.replace(beside, b"0", bool(beside))) > named:
+    colons = text.count(b":") - beside.count(b":") if beside else text.count(b":")
+    if colons > named and count_keys(text.replace(beside, b"0", bool(beside))) > named:
         raise Refusal(Reason.INVALID_PAYLOAD, "an object names the same key twice")
 
 

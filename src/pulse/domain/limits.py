@@ -97,19 +97,15 @@ class _Limit:
         self.interval_ns = math.ceil(NS_PER_S / rate.per_s) if rate.per_s else 0
         self.burst_ns = rate.burst * self.interval_ns
 
-    def next_full_at_ns(self, full_at_ns: int, now_ns: int) -> int:
-        """When the bucket will be full again if it gives one token now; LimitExceeded where it has none."""
-        next_full_at_ns = full_at_ns + self.interval_ns
-        over_ns = next_full_at_ns - now_ns - self.burst_ns
-        if over_ns > 0:
-            raise LimitExceeded(
-                Reason.RATE_LIMITED,
-                f"{self.who} may send {self.rate.per_s:g} messages a second, and {self.rate.burst} at once",
-                limit=self.name,
-                value=self.rate.per_s,
-                retry_after_s=over_ns / NS_PER_S,
-            )
-        return next_full_at_ns
+    def exceeded(self, over_ns: int) -> LimitExceeded:
+        """What a sender is told whose bucket would be full again `over_ns` too late."""
+        return LimitExceeded(
+            Reason.RATE_LIMITED,
+            f"{self.who} may send {self.rate.per_s:g} messages a second, and {self.rate.burst} at once",
+            limit=self.name,
+            value=self.rate.per_s,
+            retry_after_s=over_ns / NS_PER_S,
+        )
 
 
 def _nobodys(_tenant_id: str) -> None:
@@ -161,13 +157,16 @@ class RateLimits:
         given = self._of_tenant(tenant_id)
         shares = self._all if given is None else self._own_shares(tenant_id, given, now_ns)
         device, tenant = shares.device, shares.tenant
-        device_full_at_ns = 0
-        device_key = (tenant_id, device_id)
+        device_key, device_full_at_ns = (tenant_id, device_id), 0
         if device.interval_ns:
-            device_full_at_ns = device.next_full_at_ns(shares.devices.full_at_ns(device_key, now_ns), now_ns)
+            device_full_at_ns = shares.devices.full_at_ns(device_key, now_ns) + device.interval_ns
+            if (over_ns := device_full_at_ns - now_ns - device.burst_ns) > 0:
+                raise device.exceeded(over_ns)
         if tenant.interval_ns:
-            full_at_ns = shares.tenants.full_at_ns(tenant_id, now_ns)
-            shares.tenants.put(tenant_id, tenant.next_full_at_ns(full_at_ns, now_ns))
+            full_at_ns = shares.tenants.full_at_ns(tenant_id, now_ns) + tenant.interval_ns
+            if (over_ns := full_at_ns - now_ns - tenant.burst_ns) > 0:
+                raise tenant.exceeded(over_ns)
+            shares.tenants.put(tenant_id, full_at_ns)
         if device.interval_ns:
             shares.devices.put(device_key, device_full_at_ns)
 

@@ -108,8 +108,7 @@ class PayloadDecoder:
         if unique_keys:
             named = 1 + (raw.ts is not UNSET) + (seq is not None) + (site_id is not None) + len(raw.metrics)
             refuse_repeated_keys(text, named)
-        ts_us = self.timestamp_us(raw.ts, received_ms)
-        return Reading(ts_us=ts_us, seq=seq, site_id=site_id, metrics=raw.metrics)
+        return Reading(self.timestamp_us(raw.ts, received_ms), seq, site_id, raw.metrics)
 
     def heartbeat(self, payload: bytes | msgspec.Raw, *, received_ms: int, unique_keys: bool = False) -> int:
         """Read a heartbeat payload, `{}` or with `ts` and `seq`; returns its time in µs since the epoch."""

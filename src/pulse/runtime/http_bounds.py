@@ -64,7 +64,8 @@ class BoundedProtocol(DirectProtocol):
         answering = self.cycle is not None and not self.cycle.response_complete
         if not self._in_request and (self._began or answering):
             self._began = False
-            self._owes_nothing()
+            if self._deadline is not None:
+                self._owes_nothing()
             return
         if self.transport.is_closing():
             return

@@ -54,8 +54,8 @@ class GatewayMetrics(Protocol):
     def answered(self, kind: str, status: int, seconds: float) -> None:
         """A request of this kind got this HTTP status after so long."""
 
-    def pending(self, count: int) -> None:
-        """So many requests are being answered."""
+    def watch(self, pending: Callable[[], int]) -> None:
+        """`pending` says how many requests are being answered."""
 
     def received(self, count_bytes: int) -> None:
         """A body of so many bytes, as they were sent, has been read."""

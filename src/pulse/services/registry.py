@@ -56,9 +56,10 @@ class DeviceRegistry:
 
         Unknown, disabled and wrong are the same answer after the same work. False until `ready`.
         """
-        packed = self._known.devices.get(tenant_id, _NO_DEVICES).get(device_id, _NOBODY)
+        known = self._known
+        packed = known.devices.get(tenant_id, _NO_DEVICES).get(device_id, _NOBODY)
         proved = proves(_TOKEN.iter_unpack(packed[1:]), token, now_ms)
-        return proved & (packed[0] == 1) & self.tenant_enabled(tenant_id)
+        return proved & (packed[0] == 1) & known.tenants.get(tenant_id, False)
 
     def device(self, tenant_id: str, device_id: str) -> Device | None:
         """The device, or None where none of that id is known."""

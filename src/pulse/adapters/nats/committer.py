@@ -135,7 +135,7 @@ class GroupCommitter:
         message = Publication(encoded, body, message_id.encode(), deadline, waiting)
         if message.size > self._client.max_payload:
             raise _too_large()
-        if self._pending.add(lane, message):
+        if self._pending.add(lane, message) and not self._pump_is_due:
             self._pump_soon()
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -221,7 +221,8 @@ class GroupCommitter:
             self._bug = error
 
     def _on_reply(self, flight: Flight, headers: bytes, data: bytes) -> None:
-        self._pump()  # before its callers are told, so that the server has work meanwhile
+        if flight.lane.leaves_early(flight.request):
+            self._pump()
         now = self._loop.time()
         if headers.startswith(NO_RESPONDERS):
             self._flights.park(flight, NO_STREAM, now=now)
@@ -267,8 +268,7 @@ class GroupCommitter:
         self._give_up_overdue(now)
         if not self._client.is_connected:
             return
-        connection = self._client.stats["reconnects"]
-        if connection != self._connection:
+        if (connection := self._client.stats["reconnects"]) != self._connection:
             self._connection = connection
             self._refuse_oversized()
         self._flights.retry(now=now, connection=connection)

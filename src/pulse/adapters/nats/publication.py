@@ -62,13 +62,14 @@ class Pending:
 
     def succeed(self, lane: Lane[Publication], messages: Sequence[Publication], ack: Ack) -> None:
         """`messages` are stored, under contiguous sequences of which `ack` names the last."""
-        stream, duplicate = ack.stream, ack.duplicate
+        stream, duplicate, settle = ack.stream, ack.duplicate, self._settle
         for message, seq in zip(messages, sequences(ack, len(messages)), strict=True):
             if message.settled:
                 continue
-            self._settle(lane, message, stored=True)
-            if not message.waiting.done():
-                message.waiting.set_result(Receipt(stream, seq, duplicate))
+            settle(lane, message, stored=True)
+            waiting = message.waiting
+            if not waiting.done():
+                waiting.set_result(Receipt(stream, seq, duplicate))
             for follower in message.followers:
                 if not follower.done():
                     follower.set_result(Receipt(stream, seq, duplicate=True))

@@ -22,7 +22,7 @@ class GatewayMetrics(Collector):
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._tallies: dict[tuple[str, int], _Tally] = {}
-        self._pending = 0
+        self._pending: Callable[[], int] = int
         self._body_bytes = 0
         self._rows = 0
         self._refused = dict.fromkeys((*map(str, EDGE_REASONS), *OUTAGES), 0)
@@ -37,9 +37,9 @@ class GatewayMetrics(Collector):
         tally.counts[bisect_left(REQUEST_S, seconds)] += 1
         tally.seconds += seconds
 
-    def pending(self, count: int) -> None:
-        """`count` requests are being answered."""
-        self._pending = count
+    def watch(self, pending: Callable[[], int]) -> None:
+        """`pending` says how many requests are being answered."""
+        self._pending = pending
 
     def received(self, count_bytes: int) -> None:
         """A body of `count_bytes` was read."""
@@ -63,7 +63,7 @@ class GatewayMetrics(Collector):
         for reason, count in self._refused.items():
             refused.add_metric((reason,), count)
         yield refused
-        yield GaugeMetricFamily("pulse_gateway_pending", TABLE["pulse_gateway_pending"].text, self._pending)
+        yield GaugeMetricFamily("pulse_gateway_pending", TABLE["pulse_gateway_pending"].text, self._pending())
         requests = CounterMetricFamily(
             "pulse_gateway_requests", TABLE["pulse_gateway_requests_total"].text, labels=("kind", "status")
         )
