@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from device_words import BAD_ANSWERS, BAD_UPDATES, GOOD_ANSWERS, GOOD_UPDATES, SHADOW_BYTES_MAX, SHADOW_DEPTH_MAX
-from edge import BATCH, PATH, Publisher, ask, make_app, make_gateway, past_asgi
+from edge import BATCH, PATH, Publisher, Registry, ask, make_app, make_gateway, past_asgi
 from pulse.domain.device_words import check_update, client_token
 from pulse.domain.downward import read_downward
 from pulse.domain.envelope import unwrap
@@ -134,6 +134,20 @@ async def test_what_can_be_no_answer_is_refused_and_says_why(name: str) -> None:
     publisher = Publisher()
     answer = await ask(make_app(publisher), ACK, body)
     assert [answer.status, answer.told["reason"], answer.told.get("field", "")] == expected
+    assert publisher.published == []
+
+
+async def test_no_device_answers_on_the_path_of_another() -> None:
+    class OneToken(Registry):
+        def authenticate(self, tenant_id: str, device_id: str, token: str, now_ms: int) -> bool:
+            return device_id == "t-1" and super().authenticate(tenant_id, device_id, token, now_ms)
+
+    publisher = Publisher()
+    app = make_app(publisher, registry=OneToken())
+    assert (await ask(app, ACK, GOOD_ANSWERS["acknowledged"])).status == 202
+    publisher.published.clear()
+    answer = await ask(app, ACK.replace("/t-1/", "/t-2/"), GOOD_ANSWERS["acknowledged"])
+    assert (answer.status, answer.told["reason"]) == (401, "unauthenticated")
     assert publisher.published == []
 
 
@@ -295,12 +309,16 @@ def test_rejections_are_not_bounded_as_dead_letters_are() -> None:
 
 
 @pytest.mark.parametrize("name", BAD_ANSWERS)
-def test_what_can_be_no_answer_is_a_dead_letter_over_a_broker(name: str) -> None:
-    payload, _, reason, _ = BAD_ANSWERS[name]
+def test_what_can_be_no_answer_is_rejected_over_a_broker(name: str) -> None:
+    payload, status, reason, field = BAD_ANSWERS[name]
     decision = decided(arrive("commands/ack", payload))
-    assert (decision.stream, decision.refused_as) == ("DEAD_LETTERS", "dead_letter")
-    letter = msgspec.json.decode(decision.body)
-    assert (letter["stream"], letter["subject"], letter["reason"]) == ("COMMANDS", "commands.acme", reason)
+    assert (decision.stream, decision.refused_as) == ("DOWN", "rejected")
+    assert decision.subject == "down.acme.t-1.commands.ack.rejected"
+    assert decision.refusal is not None
+    assert decision.refusal.reason == reason
+    said = msgspec.json.decode(decision.body)
+    assert said["code"] == status
+    assert field in said["message"]
 
 
 @pytest.mark.parametrize("name", GOOD_ANSWERS)

@@ -76,6 +76,7 @@ def test_data_that_is_refused_is_poison_and_raised_as_it_is(error: Exception) ->
         asyncpg.InternalServerError("XX000"),
         asyncpg.RaiseError("P0001"),
         asyncpg.UnsupportedClientFeatureError("misuse"),
+        asyncpg.InterfaceError("the server expects 2 arguments for this query, 1 was passed", hint="Check the query"),
         ValueError("a bug"),
         asyncio.CancelledError(),
     ],

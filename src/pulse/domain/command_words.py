@@ -8,6 +8,8 @@ import msgspec
 from msgspec import UNSET
 
 from pulse.domain.command import DEVICE, PULSE, Event, State, Word, read_answer, read_sent, storable_json
+from pulse.domain.command_rejections import rejected, unknown_command
+from pulse.domain.downward import Downward
 from pulse.domain.envelope import Envelope, unwrap
 from pulse.domain.errors import Reason, Refusal
 from pulse.domain.ledger import PositionSet
@@ -25,16 +27,27 @@ class Said(msgspec.Struct, frozen=True, kw_only=True):
     command_id: str
     word: Word
 
+    @property
+    def is_answer(self) -> bool:
+        """Whether the device said it, and not we."""
+        return self.word.who == DEVICE
+
     def unknown(self) -> DeadLetter:
         """This as a dead letter: there is no such command, or not of this device."""
+        refusal = unknown_command(self.device_id, self.command_id)
         return DeadLetter(
             self.position,
             self.message,
-            Reason.UNKNOWN_COMMAND,
-            f"device {self.device_id!r} has no command {self.command_id!r}",
+            refusal.reason,
+            refusal.message,
             tenant_id=self.tenant_id,
             device_id=self.device_id,
         )
+
+    def rejected(self, refusal: Refusal | None = None) -> Downward:
+        """What its device hears of it: that it has no such command, or `refusal`."""
+        why = refusal or unknown_command(self.device_id, self.command_id)
+        return rejected(self.tenant_id, self.device_id, self.command_id, why, at_ms=self.word.at_ms)
 
 
 def read_said(position: int, message: Message) -> Said | DeadLetter:
@@ -79,7 +92,8 @@ def _read(envelope: Envelope) -> tuple[str, Word]:
 class Settled(msgspec.Struct, frozen=True, kw_only=True):
     """What one transaction did: how often a command came into each state, how many words came `late` and moved none.
 
-    `released` commands have their turn now; what was `already` settled by others was left out.
+    `released` commands have their turn now; what was `already` settled by others was left out. So many answers were
+    `rejected` to their devices, and so many to unknown commands were `not_kept` as dead letters as well.
     """
 
     moved: Mapping[State, int]
@@ -87,3 +101,5 @@ class Settled(msgspec.Struct, frozen=True, kw_only=True):
     released: int
     dead: Sequence[DeadLetter]
     already: PositionSet
+    rejected: int = 0
+    not_kept: int = 0

@@ -14,6 +14,8 @@ from pulse.domain.identity import is_id
 PREFIX = "down"
 COMMANDS = "commands"
 """The topic of commands."""
+ACK_REJECTED = "commands/ack/rejected"
+"""The topic of answers to commands that cannot be taken."""
 
 
 class Downward(msgspec.Struct, frozen=True, gc=False):

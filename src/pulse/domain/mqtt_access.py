@@ -4,6 +4,7 @@
     client id   the user name
     publishes   tenant/{tenant_id}/device/{device_id}/ and what `domain.topics` lists: telemetry, shadow/update, …
     subscribes  tenant/{tenant_id}/device/{device_id}/ and what DOWN lists: commands, shadow/update/delta, …
+                tenant/{tenant_id}/route/# or any part of it: what routes of its tenant republish
 
 A broker knows sessions by their client id alone: who comes with another one's ends his session and has his queue
 thrown away. That is why a client id has to be the device's own. And it is one, and the topics are a few and named one
@@ -28,6 +29,7 @@ UP_NAMED = tuple(kind.replace(NAME, "+") for kind in UPWARD if NAME in kind)
 """The same of named shadows."""
 DOWN = (
     "commands",
+    "commands/ack/rejected",
     "shadow/update/accepted",
     "shadow/update/rejected",
     "shadow/update/delta",
@@ -88,7 +90,13 @@ def up_filters(tenant_id: str, device_id: str, *, named: bool) -> list[str]:
 
 def down_filters(tenant_id: str, device_id: str, *, named: bool) -> list[str]:
     """Topic filters that contain all that the device may subscribe to; of `named` shadows too, under any name."""
-    return [prefix(tenant_id, device_id) + topic for topic in (DOWN + DOWN_NAMED if named else DOWN)]
+    own = [prefix(tenant_id, device_id) + topic for topic in (DOWN + DOWN_NAMED if named else DOWN)]
+    return [*own, route_filter(tenant_id)]
+
+
+def route_filter(tenant_id: str) -> str:
+    """All that the routes of a tenant republish. Whoever makes a route to a topic says it to all of these devices."""
+    return f"tenant/{tenant_id}/route/#"
 
 
 def bridge_up_filters() -> list[str]:
@@ -113,8 +121,11 @@ def may(tenant_id: str, device_id: str, action: Action, topic: str) -> bool:
 
 
 def contains(outer: str, inner: str) -> bool:
-    """Whether every topic that the filter `inner` matches is matched by `outer`, a filter without `#`."""
+    """Whether every topic that the filter `inner` matches is matched by the filter `outer`."""
     outer_levels, inner_levels = outer.split("/"), inner.split("/")
+    if outer_levels[-1] == "#":
+        outer_levels.pop()
+        inner_levels = inner_levels[: len(outer_levels)]  # what is below is all the same
     return len(outer_levels) == len(inner_levels) and all(
         theirs == ours or (ours == "+" and theirs != "#")
         for ours, theirs in zip(outer_levels, inner_levels, strict=True)

@@ -85,19 +85,19 @@ def read_webhook_url(text: str, *, allowed: Allowed = PUBLIC, field: str = "dest
     if not separator or scheme not in DEFAULT_PORTS:
         raise no("a webhook's URL begins with https:// or http://")
     if scheme == "http" and not allowed.plain_http:
-        raise no("a webhook's URL begins with https://")
+        raise no("a webhook's URL begins with https://, unless the setting webhook_plain_http is true")
     authority = re.split(r"[/?]", rest, maxsplit=1)[0]
     found = _AUTHORITY.fullmatch(authority)
     if found is None:
         raise no("a URL names a host and, if need be, a port; user names do not belong there")
     port = int(found[2] or DEFAULT_PORTS[scheme])
     if port not in allowed.ports and port not in PORTS and not UNPRIVILEGED <= port <= 65_535:
-        raise no(f"port {port} is not allowed")
+        raise no(f"port {port} is not allowed; the setting webhook_ports_allowed can allow it")
     host, address = _read_host(found[1].lower().removesuffix("."), no=no)
     if address is not None and (why := why_refused(address, allowed.networks)):
-        raise no(f"{address} is not allowed: {why}")
+        raise no(f"{address} is not allowed: {why}; the setting webhook_networks_allowed can allow it")
     if address is None and host not in allowed.hosts and _is_local(host):
-        raise no(f"{host} is not a name of the public Internet")
+        raise no(f"{host} is not a name of the public Internet; the setting webhook_hosts_allowed can allow it")
     destination = Destination(scheme, host, port)
     tail = rest[len(authority) :]
     return WebhookUrl(f"{destination}{tail if tail.startswith('/') else '/' + tail}", destination, address)

@@ -3,7 +3,8 @@
 The broker has asked the device for its token; whether device and tenant are known and enabled is asked here once more.
 
     accepted                                            its stream
-    an update or get of a shadow that cannot be one     the answer, …/rejected, on its way to the device
+    an update or get of a shadow, or an answer to a     the answer, …/rejected, on its way to the device
+        command, that cannot be one
     topic, ids, JSON, payload, time, size,              a dead letter, whole, with the topic in a header
         an unknown device
     over a rate, more dead letters than allowed,        counted and logged, no more: to keep what is too much
@@ -24,9 +25,10 @@ from urllib.parse import quote
 
 import msgspec
 
+from pulse.domain import command_rejections
 from pulse.domain.dead_letter import Condemned
 from pulse.domain.device_words import client_token
-from pulse.domain.downward import downward_subject
+from pulse.domain.downward import Downward, downward_subject
 from pulse.domain.envelope import wrap
 from pulse.domain.errors import LimitExceeded, Reason, Refusal
 from pulse.domain.limits import RateLimits
@@ -38,7 +40,9 @@ from pulse.services.gateway import Gateway
 
 DEAD_LETTERS = "DEAD_LETTERS"
 DOWN = "DOWN"
-SHADOW = "SHADOW"
+SHADOW, COMMANDS = "SHADOW", "COMMANDS"
+ANSWERED = frozenset({SHADOW, COMMANDS})
+"""Streams of what a known device is answered where it cannot be; as fast as the device may speak."""
 TOPIC_HEADER = "Pulse-Mqtt-Topic"
 RETAINED = "retained"
 """Counted like a Reason: nobody is at fault."""
@@ -128,8 +132,9 @@ class Admission:
             return Dropped(refusal.reason, str(refusal))
         topic = arrival.topic.decode("utf-8", "replace")
         known = _known(topic)
-        if known is not None and UPWARD[known.kind].stream == SHADOW and refusal.reason is not Reason.NOT_FOUND:
-            return self._answer(arrival, known, refusal)
+        if known is not None and UPWARD[known.kind].stream in ANSWERED and refusal.reason is not Reason.NOT_FOUND:
+            said = _rejected(arrival, known, refusal, self._clock_ns() // 1_000_000)
+            return Publication(DOWN, downward_subject(said), said.body, self._own_id("r", arrival), refusal=refusal)
         tenant_id, device_id = identity_in(topic)
         if not arrival.is_whole:
             return Dropped(refusal.reason, str(refusal))
@@ -141,13 +146,6 @@ class Admission:
         return Publication(
             DEAD_LETTERS, letter.carrier, msgspec.json.encode(letter), self._own_id("d", arrival), refusal=refusal
         )
-
-    def _answer(self, arrival: Arrival, topic: Topic, refusal: Refusal) -> Publication:
-        """The word to a known device that its update or get cannot be; it is as fast as the device may speak."""
-        key = ShadowKey(topic.tenant_id, topic.device_id, topic.shadow_name)
-        what = "get" if topic.kind.endswith("/get") else "update"
-        said = rejected(key, what, refusal, client_token(arrival.payload), self._clock_ns() // 1_000_000)
-        return Publication(DOWN, downward_subject(said), said.body, self._own_id("r", arrival), refusal=refusal)
 
     def _accept(self, arrival: Arrival, *, limited: bool) -> Publication:
         topic, upward = _read_topic(arrival.topic)
@@ -226,6 +224,16 @@ def _known(topic: str) -> Topic | None:
         return parse_topic(topic)
     except Refusal:
         return None
+
+
+def _rejected(arrival: Arrival, topic: Topic, refusal: Refusal, at_ms: int) -> Downward:
+    """The word to a known device that its update, get or answer cannot be."""
+    if UPWARD[topic.kind].stream == COMMANDS:
+        named = command_rejections.named_command(arrival.payload)
+        return command_rejections.rejected(topic.tenant_id, topic.device_id, named, refusal, at_ms=at_ms)
+    key = ShadowKey(topic.tenant_id, topic.device_id, topic.shadow_name)
+    what = "get" if topic.kind.endswith("/get") else "update"
+    return rejected(key, what, refusal, client_token(arrival.payload), at_ms)
 
 
 def _headers(topic: bytes) -> bytes:

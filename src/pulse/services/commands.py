@@ -1,8 +1,8 @@
 """The command worker: COMMANDS → commands, every message settled exactly once.
 
 Who acks, and when: services/batches.py, after the transaction that moves the commands, tells devices what has its turn
-now (through the outbox), and enters the ledger. Messages may come late, again, or out of order: the table of
-domain/command.py says what each moves, and what moves nothing is counted.
+now and which of their answers are rejected (through the outbox), and enters the ledger. Messages may come late, again,
+or out of order: the table of domain/command.py says what each moves, and what moves nothing is counted.
 """
 
 from __future__ import annotations
@@ -45,8 +45,11 @@ class MoveMetrics(Protocol):
 class SettledMetrics(MoveMetrics, Protocol):
     """What is counted of messages that are settled."""
 
-    def settled(self, *, words: int, late: int, dead: int, already_settled: int, commit_s: float) -> None:
-        """One transaction has committed: words that moved their command, and late ones; letters buried."""
+    def settled(
+        self, *, words: int, late: int, dead: int, not_kept: int, rejected: int, already_settled: int, commit_s: float
+    ) -> None:
+        """One transaction has committed: words that moved their command, and late ones; letters buried; answers to
+        unknown commands that were `not_kept`; how many answers were `rejected` to their devices."""
 
 
 class CommandMetrics(SettledMetrics, batches.BatchMetrics, WaitMetrics, Protocol):
@@ -88,14 +91,16 @@ class CommandSettler:
         started = time.monotonic()
         settled = await self._store.settle(said, dead, at_ms=self._now_ms())
         commit_s = time.monotonic() - started
-        if settled.released:
+        if settled.released or settled.rejected:
             self._posted()
         self._metrics.moved(settled.moved)
         count = len(said) + len(dead) - len(settled.already)
         self._metrics.settled(
-            words=count - settled.late - len(settled.dead),
+            words=count - settled.late - len(settled.dead) - settled.not_kept,
             late=settled.late,
             dead=len(settled.dead),
+            not_kept=settled.not_kept,
+            rejected=settled.rejected,
             already_settled=len(settled.already),
             commit_s=commit_s,
         )

@@ -7,6 +7,7 @@
 A poll has its place before it asks, so no command falls between the asking and the waiting; and it asks again when it
 is woken, so what it hands out is what the database says, once. A waking that is lost costs a device its wait, and
 nothing else. The report precedes the answer: what a device says of a command comes after the word that it was sent.
+Answers of the device that were rejected end its wait as well, and come beside the commands: services/rejections.py.
 
 What is handed out again and again, to a device that asks in a loop and answers for nothing, is reported now and then:
 each answer may hold a hundred commands, and a hundred reports of each would push what others say out of COMMANDS.
@@ -31,9 +32,10 @@ from pulse.domain.envelope import wrap
 from pulse.domain.errors import Overloaded
 from pulse.domain.receipt import Receipt
 from pulse.domain.subjects import MessageType, subject_for
+from pulse.services.rejections import Device, Rejections
 
-Device = tuple[str, str]
-"""Tenant and device id."""
+Told = Callable[[Device, bytes], None]
+"""There may be a command for this device, or an answer of it is rejected: the document that says so."""
 REPORTED_S = 30.0
 """How soon a command that is handed out once more is reported once more."""
 REPORTED_MAX = 100_000
@@ -82,7 +84,7 @@ class Polls:
         *,
         asker: Asker,
         publisher: Publisher,
-        watch: Callable[[Callable[[Device], None]], AbstractAsyncContextManager[None]],
+        watch: Callable[[Told], AbstractAsyncContextManager[None]],
         waiting_max: int,
         clock_ns: Callable[[], int] = time.time_ns,
     ) -> None:
@@ -97,14 +99,17 @@ class Polls:
         self._process_id = secrets.token_hex(8)
         self._numbers = itertools.count()
         self._reported: OrderedDict[tuple[str, str, str], float] = OrderedDict()
+        self._rejections = Rejections()
 
     @property
     def count(self) -> int:
         """How many polls have a place."""
         return self._count
 
-    def wake(self, device: Device) -> None:
-        """There may be a command for this device."""
+    def wake(self, device: Device, rejection: bytes = b"") -> None:
+        """There may be a command for this device, or it is to hear of a `rejection`."""
+        if rejection:
+            self._rejections.put(device, rejection)
         for place in self._places.get(device, ()):
             place.set()
 
@@ -147,6 +152,9 @@ class Polls:
             if found:
                 await self._report_all(device, [each.command_id for each in found])
             began = loop.time()
+            rejected = self._rejections.take(device)
+            if rejected:
+                return Found(b'%b,"rejected":[%b]}' % (body.removesuffix(b"}"), b",".join(rejected)), waited_s)
             if found or began >= deadline or not self._are_kept:
                 return Found(body, waited_s)
             with contextlib.suppress(TimeoutError):

@@ -35,7 +35,7 @@ TIMEOUT_S = 5.0
 
 
 class Allowed(msgspec.Struct, frozen=True):
-    """A client that is let in until `end_ms`: MQTT topics, and filters without `#`, that it may use."""
+    """A client that is let in until `end_ms`: MQTT topics and filters that it may use."""
 
     user: str
     end_ms: int
@@ -136,8 +136,8 @@ class AuthCallout:
         permissions = {
             "type": "user",
             "version": 2,
-            "pub": {"allow": [subject_of(topic) for topic in allowed.publish]},
-            "sub": {"allow": [subject_of(topic) for topic in allowed.subscribe]},
+            "pub": {"allow": [each for topic in allowed.publish for each in subjects_of(topic)]},
+            "sub": {"allow": [each for topic in allowed.subscribe for each in subjects_of(topic)]},
             "subs": -1,
             "data": -1,
             "payload": -1,
@@ -147,9 +147,13 @@ class AuthCallout:
         )
 
 
-def subject_of(topic: str) -> str:
-    """The subject by which nats-server knows an MQTT topic or filter of ours: ids, words, and `+`."""
-    return topic.replace("/", ".").replace("+", "*")
+def subjects_of(topic: str) -> list[str]:
+    """The subjects by which nats-server knows an MQTT topic or filter of ours: ids, words, `+` and `#`.
+
+    `a/#` matches `a` as well, to which nats-server then subscribes beside `a.>`.
+    """
+    subject = topic.replace("/", ".").replace("+", "*").replace("#", ">")
+    return [subject, subject.removesuffix(".>")] if subject.endswith(".>") else [subject]
 
 
 class _Connection(msgspec.Struct, frozen=True):

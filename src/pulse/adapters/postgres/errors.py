@@ -71,8 +71,9 @@ def classify(error: BaseException) -> Fault:
     if isinstance(error, asyncpg.PostgresError):
         return _by_sqlstate(error.sqlstate or "")
     if isinstance(error, asyncpg.InterfaceError):
-        # A connection or pool that is closed raises the base class and its text alone; the descendants are misuse.
-        return Fault.OUTAGE if type(error) is asyncpg.InterfaceError else Fault.BUG
+        # A connection or pool that is closed raises the base class and its text alone. The descendants are misuse, and
+        # so is what comes with a hint for programmers: a statement that gets more or fewer arguments than it has.
+        return Fault.OUTAGE if type(error) is asyncpg.InterfaceError and error.hint is None else Fault.BUG
     if type(error) is asyncpg.InternalClientError:
         # A server that shuts down says so between two statements, and asyncpg then takes the connection, until it sees
         # the end of it, for one that is in the middle of another operation.

@@ -1,4 +1,4 @@
-"""Counting devices and dead letters, and finding devices; for the console. Every call raises Outage."""
+"""Counting devices, routes and dead letters, and finding devices; for the console. Every call raises Outage."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ COUNT_FLEET = """
         count(*) FILTER (WHERE last_seen <= now() - make_interval(secs => $1)
             AND last_seen > now() - make_interval(secs => $2)) AS stale,
         count(*) AS devices,
-        (SELECT count(*) FROM (SELECT FROM dead_letters WHERE replays = 0 LIMIT 100000) AS waiting) AS dead_letters
+        (SELECT count(*) FROM (SELECT FROM dead_letters WHERE replays = 0 LIMIT 100000) AS waiting) AS dead_letters,
+        (SELECT count(*) FROM routes WHERE enabled) AS routes,
+        (SELECT count(*) FROM routes JOIN route_health USING (tenant_id, route_id)
+            WHERE enabled AND failing_since IS NOT NULL) AS routes_failing
     FROM devices LEFT JOIN device_state USING (tenant_id, device_id)
 """
 # position() and not LIKE: what people type has no wildcards.
@@ -42,7 +45,7 @@ class FleetReader:
         self._presence_after = presence_after
 
     async def fleet(self) -> Fleet:
-        """How many devices are there, and dead letters that wait (a hundred thousand at most)."""
+        """How many devices, enabled routes, and dead letters that wait (a hundred thousand at most)."""
         async with transaction(self._database) as connection:
             row = await connection.fetchrow(COUNT_FLEET, self._presence_after.stale_s, self._presence_after.offline_s)
         assert row is not None
@@ -51,6 +54,8 @@ class FleetReader:
             stale=row["stale"],
             offline=row["devices"] - row["online"] - row["stale"],
             dead_letters=row["dead_letters"],
+            routes=row["routes"],
+            routes_failing=row["routes_failing"],
         )
 
     async def search(self, wanted: DeviceSearch, *, after: tuple[str, str], limit: int) -> list[DeviceDetails]:

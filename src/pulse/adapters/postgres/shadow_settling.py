@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from pulse.adapters.postgres.last_heard import note_heard
 from pulse.adapters.postgres.ledger import record_epoch
 from pulse.adapters.postgres.outbox import put_into_outbox
 from pulse.adapters.postgres.pool import Pool, transaction
@@ -22,7 +23,7 @@ from pulse.domain.shadow_requests import Answers, Request, answer, is_made
 if TYPE_CHECKING:
     from pulse.adapters.postgres.pool import Connection
 
-CHECK_TABLES = "SELECT FROM ledger, dead_letters, stream_epochs, shadows, shadow_changes, outbox LIMIT 0"
+CHECK_TABLES = "SELECT FROM ledger, dead_letters, stream_epochs, shadows, shadow_changes, outbox, device_state LIMIT 0"
 NOTHING = Answers({}, (), (), 0)
 
 
@@ -65,9 +66,11 @@ class ShadowSettlements:
             async with transaction(self._pool) as connection:
                 already = await claim(connection, entry.without)
                 self._probe("shadow.ledger_written")
-                answers = await self._answer(connection, [each for each in requests if each.position not in already])
+                left = [each for each in requests if each.position not in already]
+                answers = await self._answer(connection, left)
                 letters = [letter for letter in dead if letter.position not in already]
                 await write_dead_letters(connection, self._stream, letters)
+                await note_heard(connection, ((each.key.device, each.at_ms) for each in left))
                 self._probe("shadow.before_commit")
         return answers, already
 

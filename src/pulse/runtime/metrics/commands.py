@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry
 from pulse.domain.command import State
 from pulse.runtime.metrics.table import counter, gauge, histogram
 
-OUTCOMES = ("moved", "late", "dead", "already_settled")
+OUTCOMES = ("moved", "late", "dead", "not_kept", "already_settled")
 """Each is there from the start, so that its first increase is seen as one; and so are the states."""
 
 
@@ -33,16 +33,22 @@ class CommandMetrics(MoveMetrics):
     def __init__(self, registry: CollectorRegistry) -> None:
         super().__init__(registry)
         messages = counter(registry, "pulse_commands_messages_total")
-        self._moved, self._late, self._dead, self._already = map(messages.labels, OUTCOMES)
+        self._moved, self._late, self._dead, self._not_kept, self._already = map(messages.labels, OUTCOMES)
+        self._rejected = counter(registry, "pulse_commands_rejected_total")
         self._redelivered = counter(registry, "pulse_commands_redelivered_total")
         self._commit = histogram(registry, "pulse_commands_commit_seconds")
         self._waiting = gauge(registry, "pulse_commands_waiting")
 
-    def settled(self, *, words: int, late: int, dead: int, already_settled: int, commit_s: float) -> None:
-        """One transaction has committed in `commit_s`: words that moved their command, late ones, letters buried."""
+    def settled(
+        self, *, words: int, late: int, dead: int, not_kept: int, rejected: int, already_settled: int, commit_s: float
+    ) -> None:
+        """One transaction has committed in `commit_s`: words that moved their command, late ones, letters buried,
+        answers to unknown commands that were not kept; so many answers were rejected to their devices."""
         self._moved.inc(words)
         self._late.inc(late)
         self._dead.inc(dead)
+        self._not_kept.inc(not_kept)
+        self._rejected.inc(rejected)
         self._already.inc(already_settled)
         self._commit.observe(commit_s)
 

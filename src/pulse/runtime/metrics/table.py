@@ -137,11 +137,15 @@ TABLE = {
     "pulse_shadow_waiting": Declared("gauge", "1 while the worker waits out an outage", ("system",)),
     "pulse_shadow_end_to_end_seconds": Declared("histogram", "Received to settled, sampled", (), END_TO_END_S),
     "pulse_commands_messages_total": Declared(
-        "counter", "Messages settled: moved their command, late (it moved nothing), dead, already_settled", ("outcome",)
+        "counter",
+        "Messages settled: moved their command, late (it moved nothing), dead, not_kept (answers to unknown commands "
+        "beyond mqtt_dead_letters_per_s), already_settled",
+        ("outcome",),
     ),
     "pulse_commands_moves_total": Declared(
         "counter", "Commands that came into a state, by their device, by time, or with their fleet", ("state",)
     ),
+    "pulse_commands_rejected_total": Declared("counter", "Answers of devices that are told `commands/ack/rejected`"),
     "pulse_commands_redelivered_total": Declared("counter", "Messages that came once more"),
     "pulse_commands_commit_seconds": Declared("histogram", "One transaction of ledger and commands", (), COMMIT_S),
     "pulse_commands_waiting": Declared("gauge", "1 while the worker waits out an outage", ("system",)),
