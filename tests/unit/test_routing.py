@@ -14,6 +14,7 @@ from pulse.domain.dead_letter import Condemned
 from pulse.domain.envelope import wrap
 from pulse.domain.errors import Outage, Overloaded, PulseError, Reason, Refusal, StreamFull
 from pulse.domain.ledger import PositionSet
+from pulse.domain.line import InLine
 from pulse.domain.receipt import Receipt
 from pulse.domain.registry import Change, Complete, Put, Reading, Removed, route_key
 from pulse.domain.route import DeviceFilter, Match, Republish, Route, read_job
@@ -108,6 +109,27 @@ class Metrics:
 
 
 @dataclass
+class Lines:
+    room: int = 1000
+    jobs: list[InLine] = field(default_factory=list)
+    away: bool = False
+
+    async def add(self, jobs: Sequence[InLine]) -> Sequence[Receipt | StreamFull]:
+        if self.away:
+            raise Outage("postgresql", "away")
+        answers: list[Receipt | StreamFull] = []
+        for job in jobs:
+            known = any(each.position == job.position for each in self.jobs)
+            if not known and len(self.jobs) >= self.room:
+                answers.append(StreamFull("postgresql", "no room"))
+                continue
+            if not known:
+                self.jobs.append(job)
+            answers.append(Receipt("lines", 0, duplicate=known))
+        return answers
+
+
+@dataclass
 class Devices:
     attributes_of: dict[str, Mapping[str, Json]] = field(default_factory=dict)
     asked: list[list[str]] = field(default_factory=list)
@@ -122,6 +144,7 @@ class Devices:
 @dataclass
 class Bench:
     publisher: Publisher = field(default_factory=Publisher)
+    lines: Lines = field(default_factory=Lines)
     metrics: Metrics = field(default_factory=Metrics)
     devices: Devices = field(default_factory=Devices)
     compiler: Compiler = field(default_factory=Compiler)
@@ -130,7 +153,7 @@ class Bench:
         self.table = RouteTable(compiler=self.compiler, metrics=self.metrics)
         self.router = Router(
             table=self.table,
-            sender=JobSender(publisher=self.publisher, metrics=self.metrics),
+            sender=JobSender(publisher=self.publisher, lines=self.lines, metrics=self.metrics),
             attributes=AttributeCache(self.devices),
             ready_s_max=0.01,
         )
@@ -252,6 +275,38 @@ async def test_an_outage_elsewhere_waits_for_what_is_on_its_way(monkeypatch: pyt
     assert bench.publisher.pending == 0
 
 
+async def test_jobs_of_an_ordered_route_stand_in_lines_and_others_in_routes() -> None:
+    bench = Bench()
+    bench.table.replace([route("line", ordered=True), route("free")])
+    await bench.route(3)
+    assert [(job.device_id, job.position, job.route_id) for job in bench.lines.jobs] == [
+        (f"d{number}", number, "line") for number in (1, 2, 3)
+    ]
+    assert bench.publisher.ids() == ["1:free", "2:free", "3:free"]
+    assert bench.metrics.jobs == 6
+
+
+async def test_what_finds_no_room_in_its_line_is_a_dead_letter() -> None:
+    bench = Bench(lines=Lines(room=1))
+    bench.table.replace([route("line", ordered=True)])
+    await bench.route(3)
+    assert [job.position for job in bench.lines.jobs] == [1]
+    assert bench.publisher.ids("dead.ROUTES") == ["2:line", "3:line"]
+    assert (bench.metrics.jobs, bench.metrics.no_room) == (1, 2)
+
+
+async def test_while_lines_are_away_the_worker_is_told_to_wait_and_nothing_is_made_twice() -> None:
+    bench = Bench(lines=Lines(away=True))
+    bench.table.replace([route("line", ordered=True)])
+    with pytest.raises(Outage):
+        await bench.route(2)
+    bench.lines.away = False
+    await bench.route(2)
+    await bench.route(2)
+    assert [job.position for job in bench.lines.jobs] == [1, 2]
+    assert bench.metrics.jobs == 2
+
+
 async def test_no_more_than_a_window_is_on_its_way() -> None:
     held: list[asyncio.Future[Receipt]] = []
 
@@ -261,7 +316,7 @@ async def test_no_more_than_a_window_is_on_its_way() -> None:
             return held[-1]
 
     publisher = Slow()
-    jobs = Jobs(JobSender(publisher=publisher, metrics=Metrics()))
+    jobs = Jobs(JobSender(publisher=publisher, lines=Lines(), metrics=Metrics()))
 
     async def add(count: int) -> None:
         for number in range(count):

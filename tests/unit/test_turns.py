@@ -25,8 +25,8 @@ class Clock:
         return self.now_s
 
 
-def turns(clock: Clock, *, new_max: int = 3, poor_max: int = 2) -> Turns:
-    return Turns(GatePolicy(), new_max=new_max, poor_max=poor_max, clock=clock)
+def turns(clock: Clock, *, new_max: int = 3, poor_max: int = 2, wait_s_max: float = 0.25) -> Turns:
+    return Turns(GatePolicy(wait_s_max=wait_s_max), new_max=new_max, poor_max=poor_max, clock=clock)
 
 
 async def taken(made: Turns, where: Where) -> Turn:
@@ -74,6 +74,48 @@ async def test_one_that_waits_gets_the_next_turn_and_is_told_to_come_again_where
     assert not any(each.done() for each in waiting)
     made.ended(first, UNWELL)
     assert [type(await each) for each in waiting] == [Turn, float]
+
+
+async def test_where_all_places_for_new_ones_are_taken_another_waits_for_the_next_that_is_free() -> None:
+    made = turns(Clock(), wait_s_max=60.0)
+    running = [await taken(made, at(number)) for number in range(3)]
+    waiting = [asyncio.create_task(made.take(at(number))) for number in (3, 4)]
+    await asyncio.sleep(0)
+    assert not any(each.done() for each in waiting)
+    made.ended(running[0], WELL)
+    assert isinstance(await waiting[0], Turn)
+    assert not waiting[1].done()
+    made.withdrawn(running[1])
+    assert isinstance(await waiting[1], Turn)
+
+
+async def test_no_more_wait_for_such_a_place_than_there_are_places() -> None:
+    made = turns(Clock(), wait_s_max=60.0)
+    for number in range(3):
+        await taken(made, at(number))
+    waiting = [asyncio.create_task(made.take(at(number))) for number in (3, 4, 5)]
+    await asyncio.sleep(0)
+    assert isinstance(await made.take(at(6)), float)
+    for each in waiting:
+        each.cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)
+    again = asyncio.create_task(made.take(at(7)))
+    await asyncio.sleep(0)
+    assert not again.done()  # who was cancelled holds nobody up
+    again.cancel()
+    await asyncio.gather(again, return_exceptions=True)
+
+
+async def test_one_that_waited_in_vain_never_waits_before_a_door_where_nobody_runs() -> None:
+    clock = Clock()
+    made = turns(clock, wait_s_max=0.2)
+    running = [await taken(made, at(number)) for number in range(3)]
+    waiting = asyncio.create_task(made.take(at(3)))
+    await asyncio.sleep(0)
+    made._crowd.clear()  # as if the place were free in the moment in which its time is up
+    made.ended(running[0], WELL)
+    async with asyncio.timeout(20):
+        assert isinstance(await waiting, Turn)
 
 
 async def test_what_one_tenant_does_to_a_destination_is_nothing_to_another() -> None:

@@ -8,13 +8,12 @@ from typing import Any
 import click
 import msgspec
 
-from pulse.app import dry_runs_of, webhook_allowed
 from pulse.cli.context import Context, as_async, console, json_option, print_json, progress_console
 from pulse.cli.identities import change as record_of
 from pulse.cli.identities import enabled_of, limit_option, status_option
 from pulse.cli.json_argument import Json, JsonArgument
 from pulse.cli.route_options import explained, hints, open_routes, route_options
-from pulse.cli.route_try import attempts, dry_run
+from pulse.cli.route_try import attempts, dry_run, test
 from pulse.cli.route_view import fields_of, table_of
 from pulse.domain.access import ChangeRecord
 from pulse.domain.errors import CheckFailed
@@ -32,6 +31,7 @@ from pulse.domain.route_requests import (
 )
 from pulse.domain.stored_route import StoredRoute
 from pulse.domain.webhook import OVERLAP_S_MAX
+from pulse.wiring.routes import dry_runs_of, webhook_allowed
 
 version_option = click.option("--revision", type=click.IntRange(1), help="Only if the route is at this revision.")
 
@@ -42,6 +42,7 @@ def route() -> None:
 
 
 route.add_command(dry_run)
+route.add_command(test)
 route.add_command(attempts)
 
 

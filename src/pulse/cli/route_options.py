@@ -13,12 +13,12 @@ from typing import Any, TypeVar
 import click
 
 from pulse.adapters.postgres.identity import IdentityStore
-from pulse.adapters.postgres.pool import Scoped, open_pool
+from pulse.adapters.postgres.pool import Scoped
 from pulse.adapters.postgres.recent_messages import RecentMessages
 from pulse.adapters.postgres.registry import RegistryTruth
 from pulse.adapters.postgres.routes import RouteStore
-from pulse.app import sealer_of
 from pulse.cli.command_fleet import read_attribute
+from pulse.cli.database import open_database
 from pulse.cli.identities import Identities
 from pulse.cli.json_argument import Json, JsonArgument, said
 from pulse.domain.access import ChangeRecord
@@ -26,6 +26,7 @@ from pulse.domain.errors import Reason, Refusal
 from pulse.domain.registry import route_key
 from pulse.domain.route import MATCHED_TYPES
 from pulse.runtime.settings import Settings
+from pulse.wiring.routes import sealer_of
 
 R = TypeVar("R")
 SHOWN_AROUND = 60
@@ -48,9 +49,7 @@ class Routes:
 @asynccontextmanager
 async def open_routes(settings: Settings, record: ChangeRecord | None = None) -> AsyncIterator[Routes]:
     """The routes in the database of `settings`."""
-    async with open_pool(
-        settings.database_url, size_max=1, timeout_s=settings.database_timeout_s, application_name="pulse cli"
-    ) as pool:
+    async with open_database(settings) as pool:
         yield Routes(
             store=RouteStore(Scoped(pool=pool, record=record), seals=sealer_of(settings)),
             messages=RecentMessages(pool, statement_s_max=settings.query_s_max),
@@ -81,6 +80,9 @@ def route_options(command: Callable[..., R]) -> Callable[..., R]:
         click.option(
             "--attribute", "attributes", metavar="NAME=VALUE", multiple=True, help="Only devices with it; repeatable."
         ),
+        click.option(
+            "--ordered", is_flag=True, help="Of one device one after the other, in the order of their stream."
+        ),
         click.option("--template", metavar="JSON|@FILE", help="What is sent: JSON with places like ${metrics.temp}."),
     )
 
@@ -88,7 +90,7 @@ def route_options(command: Callable[..., R]) -> Callable[..., R]:
     def run(*args: Any, **given: Any) -> R:
         names = (
             "definition", "name", "webhook", "headers", "timeout_s", "topic", "expression", "types", "devices",
-            "prefix", "attributes", "template",
+            "prefix", "attributes", "ordered", "template",
         )  # fmt: skip
         return command(*args, asked=_asked(**{name: given.pop(name) for name in names}), **given)
 
@@ -119,6 +121,8 @@ def _asked(*, definition: Json | None, webhook: str | None, topic: str | None, *
     devices |= _given(ids=list(given["devices"]), prefix=given["prefix"], attributes=attributes)
     match |= _given(message_types=list(given["types"]), expression=given["expression"], devices=devices)
     asked |= _given(match=match, name=given["name"])
+    if given["ordered"]:
+        asked["ordered"] = True
     if given["template"] is not None:
         asked["template"] = _text(given["template"])
     return asked

@@ -14,6 +14,7 @@ from pulse.cli.identities import status_of
 from pulse.cli.tail_line import escaped
 from pulse.domain.dry_run import DryRun
 from pulse.domain.route import Route, Webhook
+from pulse.domain.route_trial import Trial
 from pulse.domain.stored_route import RouteAttempt, RouteHealth, StoredRoute
 
 CELL_LENGTH_MAX = 80
@@ -50,6 +51,9 @@ def fields_of(stored: StoredRoute, health: RouteHealth | None) -> Table:
     table.add_row("to", cell(_to(route), length_max=3000))
     if isinstance(route.destination, Webhook) and route.destination.headers:
         table.add_row("headers", cell(", ".join(sorted(route.destination.headers)), length_max=2000))
+    if route.ordered:
+        behind = f"; {health.in_line:,} wait for their turn" if health is not None and health.in_line else ""
+        table.add_row("order", f"of one device one after the other{behind}")
     table.add_row("sends", cell(route.template or "the whole envelope", length_max=20_000))
     if stored.signed_since is not None:
         until = stored.previous_secret_until
@@ -97,6 +101,8 @@ def dry_run_lines(ran: DryRun) -> list[str]:
         lines += [f"  {escaped(each.why)} ({each.count:,})" for each in ran.reasons]
     if ran.destination_refused:
         lines.append(f"Nothing could be sent to the destination now: {escaped(ran.destination_refused)}.")
+    if ran.ordered:
+        lines.append("Those of one device would be sent one after the other, in the order of their stream.")
     if not ran.complete:
         lines.append("Time ran out before all of them were looked at.")
     for sample in ran.samples:
@@ -104,6 +110,19 @@ def dry_run_lines(ran: DryRun) -> list[str]:
         lines.append(f"{sample.device_id}, message {sample.position} → {to}")
         if sample.body:
             lines.append(f"  {escaped(sample.body)}")
+    return lines
+
+
+def trial_lines(trial: Trial) -> list[str]:
+    """What became of a test message, in words."""
+    answer = str(trial.status) if trial.status is not None else f"{trial.failure}: {trial.error}"
+    lines = [
+        f"{escaped(trial.to)}",
+        f"  {'delivered' if trial.delivered else 'not delivered'}: {escaped(answer)}, {trial.elapsed_ms:.0f} ms,"
+        f" as {trial.message_id}, in the name of {trial.device_id}",
+    ]
+    if trial.excerpt:
+        lines.append(f"  {escaped(trial.excerpt)}")
     return lines
 
 

@@ -47,6 +47,7 @@ class DryRun(msgspec.Struct, frozen=True, kw_only=True):
 
     Of `unanswered` ones the expression said nothing, which is no match. `complete` is false where time ran out before
     all were examined. `destination_refused` says why nothing may be sent to the destination, and is empty where it may.
+    `ordered`: those of one device would go one after the other.
     """
 
     examined: int
@@ -57,6 +58,7 @@ class DryRun(msgspec.Struct, frozen=True, kw_only=True):
     samples: Sequence[Sample]
     complete: bool
     destination_refused: str = ""
+    ordered: bool = False
 
 
 class Renderer:

@@ -78,8 +78,7 @@ DestinationSpec = Webhook | Republish
 class Route(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One route; `template` None sends the envelope as it is, `rate` None is as the settings say.
 
-    `ordered`: of one device the next message is sent when the one before is delivered or dead; refused for now, as
-    nothing keeps that order across retries and workers.
+    `ordered`: of one device the next message is sent when the one before is delivered or dead (`line.py`).
     `revision` grows with every change, so that what was compiled of an older one is known.
     """
 
@@ -144,9 +143,6 @@ def check_route(route: Route, *, allowed: Allowed = PUBLIC) -> Route:
         read_topic_template(route.destination.topic)
     if route.rate is not None:
         check_rate(route.rate, field="rate")
-    if route.ordered:
-        message = "deliveries are not ordered yet: a receiver has the position in webhook-id to order by"
-        raise Refusal(Reason.INVALID_REQUEST, message, field="ordered")
     return route
 
 

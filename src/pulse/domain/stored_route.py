@@ -52,7 +52,8 @@ class RouteHealth(msgspec.Struct, frozen=True, kw_only=True):
 
     `circuit` is that of its breaker: `closed`, `open`, `half_open`. `failures` are those since it last delivered, the
     first of them `failing_since`. The workers told how many `jobs` they made for it, how many more found no room in the
-    queue, and of how many messages its expression had no answer (`unanswered`).
+    queue, and of how many messages its expression had no answer (`unanswered`). Of an ordered route so many jobs stand
+    `in_line`.
     """
 
     circuit: str = "closed"
@@ -61,7 +62,9 @@ class RouteHealth(msgspec.Struct, frozen=True, kw_only=True):
     failures: int = 0
     failing_since: datetime | None = None
     last_delivered_at: datetime | None = None
+    last_failed_at: datetime | None = None
     told_at: datetime | None = None
     jobs: int = 0
     no_room: int = 0
     unanswered: int = 0
+    in_line: int = 0

@@ -183,8 +183,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     # routes
     secret_keys: Annotated[str, Meta(pattern=r"^([\x21-\x7e]{32,256}( [\x21-\x7e]{32,256}){0,9})?$")] = ""
-    """What secrets of webhooks are sealed with, each of 32 characters or more, the newest first, with blanks between.
-    Empty: no webhook can be made."""
+    """What seals secrets of webhooks: 32 characters or more each, the newest first, blanks between. Empty: none."""
     webhook_networks_allowed: Annotated[str, Meta(pattern=r"^[0-9A-Fa-f.:/ ]*$")] = ""
     """Networks beside the public Internet that webhooks may go to, as `10.1.0.0/16`, with blanks between."""
     webhook_hosts_allowed: Annotated[str, Meta(pattern=r"^[A-Za-z0-9._ -]*$")] = ""
@@ -207,9 +206,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     route_concurrency_max: Annotated[int, Meta(ge=1, le=100)] = 16
     """Attempts at one destination at the same time, in each worker, while it answers well."""
     route_new_max: Annotated[int, Meta(ge=1, le=100)] = 30
-    """Attempts at destinations of which nothing is known yet, in each worker; of the 100 jobs that are handed out."""
     route_poor_max: Annotated[int, Meta(ge=1, le=100)] = 30
-    """The same of those that fail, or take more than a second."""
+    """Attempts at destinations of which nothing is known yet, and at those that fail or are slow; of 100 in hand."""
+    route_in_line_max: Count = 20_000
+    """Jobs of an ordered route that may wait; a worker that is gone for `route_line_lease_s` loses its lines."""
+    route_line_lease_s: Annotated[float, Meta(gt=0, le=600)] = 15.0
     route_circuit_failures: Annotated[int, Meta(ge=1, le=1000)] = 5
     """In a row, after which a destination is left alone for a while."""
     route_circuit_s_min: Annotated[float, Meta(gt=0, le=3600)] = 5.0
@@ -241,7 +242,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """The bridge's own certificate, where the broker asks for one, with its key in `mqtt_key_file` or behind it."""
     mqtt_key_file: str = ""
     mqtt_dead_letters_per_s: Rate = 50.0
-    """Of each tenant, as each bridge counts; what is refused beyond it is counted and logged, but not kept."""
+    """Of each tenant, as each bridge counts, and each command worker; what is refused beyond it is not kept."""
     mqtt_dead_letters_burst: Count = 1000
 
     # devices at an MQTT broker

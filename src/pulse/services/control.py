@@ -30,7 +30,7 @@ from pulse.domain.query import Bucket, BucketQuery, Latest, Query, StoredReading
 from pulse.domain.stream_status import StreamsStatus
 from pulse.services.audit import Auditor
 from pulse.services.control_commands import Commands
-from pulse.services.control_routes import Routes
+from pulse.services.control_routes import Routes, Trials
 from pulse.services.control_shadows import Shadows
 from pulse.services.dead_letters import DeadLetters
 from pulse.services.dry_run import DryRuns, StoredMessages
@@ -178,11 +178,13 @@ class Control:
         auditor: Auditor,
         streams: Streams,
         dry_runs: DryRuns,
+        trials: Trials,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self.auditor = auditor
         self.streams = streams
         self.dry_runs = dry_runs
+        self.trials = trials
         self.clock = clock
         self._open_reach = open_reach
         self._edge = edge

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from pulse.domain.route import Route
+from pulse.domain.route_trial import Trial
 from pulse.domain.stored_route import RouteAttempt, RouteHealth, StoredRoute
 
 
@@ -47,3 +48,13 @@ class Routes(Protocol):
 
     async def health(self, tenant_id: str, route_id: str) -> RouteHealth | None:
         """How its destination is; None where nothing was sent to it yet."""
+
+
+class Trials(Protocol):
+    """The role that delivers."""
+
+    async def run(self, tenant_id: str, route_id: str) -> Trial:
+        """Send one message to the route's destination now; what became of it.
+
+        Raises Refusal where there is no such route or it is tried too often, Outage where nobody delivers.
+        """

@@ -3,6 +3,7 @@
     ROUTES, LATER ─► job ─► route ─► turn ─► attempt ─► delivered ───────────────────────────► ack
                       │       │       │         ├─► again, at a time ─► a schedule in LATER ─► ack
                       │       │       └─► not now: parked, no attempt is spent ─► LATER ─────► ack
+                      │       ├─► its route is ordered ─► the line of its device (ordered_delivery.py) ─► ack
                       └───────┴─────────────────┴─► dead ─► a letter in DEAD_LETTERS ────────► ack
 
 Who acks: `Acks`, once JetStream has what becomes of the job on disk, or the destination has it. A crash before that
@@ -14,21 +15,22 @@ are known are served, and dead letters stand in DEAD_LETTERS until `rescue` can 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import msgspec
 
 from pulse.domain.delivery import Delivered
 from pulse.domain.errors import Outage, Reason, Refusal, StreamFull
+from pulse.domain.line import InLine
 from pulse.domain.receipt import Receipt
-from pulse.domain.route import read_job
+from pulse.domain.route import Job, read_job
 from pulse.domain.settlement import Message
 from pulse.domain.waiting_job import Later, Past, later, origin_subject
 from pulse.services.delivery_acks import Acks
 from pulse.services.delivery_record import Records
 from pulse.services.held_job import Held, Inlet, letter_of
-from pulse.services.job_fate import Again, Dying, Fate, Fates
+from pulse.services.job_fate import Again, Dying, Fate, Fates, InOrder
 from pulse.services.refusal_log import RefusalLog
 from pulse.services.route_book import RouteBook
 from pulse.services.waiting import KEEP_ALIVE_S, KeptAlive, Source, WaitMetrics, Waits
@@ -44,6 +46,13 @@ class Schedules(Protocol):
 
     async def publish(self, job: Later) -> None:
         """Returns once it is on disk; raises Outage, and StreamFull where it has no room for jobs that wait."""
+
+
+class Lines(Protocol):
+    """The lines of ordered routes."""
+
+    async def add(self, jobs: Sequence[InLine]) -> Sequence[Receipt | StreamFull]:
+        """Put jobs in; returns of each that it stands there, or that there is no room. Raises Outage."""
 
 
 class Routes(Protocol):
@@ -64,7 +73,7 @@ class DeliveryMetrics(WaitMetrics, Protocol):
     """What is counted."""
 
     def concluded(self, outcome: str) -> None:
-        """A job is `delivered`, to `retry`, `parked`, `dead`, or `left` to be delivered once more."""
+        """A job is `delivered`, to `retry`, `parked`, `lined_up`, `dead`, or `left` to be delivered once more."""
 
     def died(self, reason: Reason) -> None:
         """A job is dead."""
@@ -86,6 +95,7 @@ class Delivery:
         book: RouteBook,
         fates: Fates,
         schedules: Schedules,
+        lines: Lines,
         publisher: Publisher,
         records: Records,
         metrics: DeliveryMetrics,
@@ -98,6 +108,7 @@ class Delivery:
         self._book = book
         self._fates = fates
         self._schedules = schedules
+        self._lines = lines
         self._publisher = publisher
         self._records = records
         self._metrics = metrics
@@ -188,7 +199,7 @@ class Delivery:
         """Let what runs end, for a while; then have it come again."""
         if self._jobs:
             await asyncio.wait(self._jobs, timeout=CUT_S)
-        self._fates.cut()
+        self._fates.cut(self._jobs)
         if self._jobs:
             await asyncio.wait(self._jobs)
 
@@ -210,7 +221,7 @@ class Delivery:
                     attempt += 1
                     await self._waits.out(full, attempt, stop)
                 else:
-                    fate = Dying(Reason.ROUTES_FULL, str(full), fate.attempts)
+                    fate = Dying(Reason.ROUTES_FULL, str(full), getattr(fate, "attempts", held.past.attempts))
             except Outage as outage:
                 attempt += 1
                 await self._waits.out(outage, attempt, stop)
@@ -222,7 +233,7 @@ class Delivery:
         self._probe("delivery.concluded")
         held.inlet.acks.add(held.created_ns, held.message)
 
-    async def _conclude(self, held: Held, fate: Again | Dying) -> None:
+    async def _conclude(self, held: Held, fate: Again | Dying | InOrder) -> None:
         message = held.message
         if isinstance(fate, Dying):
             letter = letter_of(held, fate)
@@ -230,6 +241,11 @@ class Delivery:
             await self._publisher.publish(letter.carrier, body, message_id=f"dead/{held.name}")
             return
         assert held.job is not None
+        if isinstance(fate, InOrder):
+            [answer] = await self._lines.add([_in_line(held, held.job)])
+            if isinstance(answer, StreamFull):
+                raise answer
+            return
         past = Past(fate.attempts, held.past.since_ms)
         await self._schedules.publish(later(held.job, message.body, past, at_s=fate.at_s, after=held.name))
 
@@ -239,6 +255,8 @@ class Delivery:
                 self._metrics.concluded("delivered")
             case Again():
                 self._metrics.concluded("parked" if fate.parked else "retry")
+            case InOrder():
+                self._metrics.concluded("lined_up")
             case Dying():
                 self._metrics.concluded("dead")
                 self._metrics.died(fate.reason)
@@ -249,3 +267,15 @@ class Delivery:
         inlet.hand.drop(key)
         inlet.held.discard(key)
         self._room.release()
+
+
+def _in_line(held: Held, job: Job) -> InLine:
+    return InLine(
+        tenant_id=job.tenant_id,
+        route_id=job.route_id,
+        device_id=job.device_id,
+        position=job.position,
+        body=held.message.body,
+        since_ms=held.past.since_ms,
+        attempts=held.past.attempts,
+    )

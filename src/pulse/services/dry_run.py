@@ -78,9 +78,13 @@ class DryRuns:
 
     def check(self, route: Route) -> Route:
         """`route`, if its expression compiles; else Refusal with the position."""
-        if route.match.expression:
-            self._expressions.compile(route.match.expression)
+        self.check_expression(route.match.expression)
         return route
+
+    def check_expression(self, text: str) -> None:
+        """Refusal with the position where `text` does not read; an empty one asks nothing."""
+        if text:
+            self._expressions.compile(text)
 
     async def run(self, route: Route, stored: StoredMessages, *, limit: int) -> DryRun:
         """What `route`, enabled or not, would do with the last `limit` messages. Raises Refusal, Outage."""
@@ -131,6 +135,7 @@ class DryRuns:
             samples=samples,
             complete=examined == len(messages),
             destination_refused=destination_refused,
+            ordered=route.ordered,
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from typing import NamedTuple, Protocol
 
@@ -46,7 +46,11 @@ class Dying(NamedTuple):
     attempts: int
 
 
-Fate = Delivered | Again | Dying
+class InOrder(NamedTuple):
+    """The job's route is ordered: it goes to the line of its device, and is attempted when it is its head."""
+
+
+Fate = Delivered | Again | Dying | InOrder
 
 
 class Fates:
@@ -75,30 +79,31 @@ class Fates:
         self._job_age_s_max = job_age_s_max
         self._probe = probe
         self._open: set[asyncio.Task[object]] = set()
-        self._is_cutting = False
+        self._cut: set[asyncio.Task[object]] = set()
 
-    def cut(self) -> None:
-        """Decide all that is open now: what is cut off comes again, and no attempt is counted."""
-        self._is_cutting = True
-        for task in self._open:
+    def cut(self, tasks: Iterable[asyncio.Task[object]]) -> None:
+        """Decide what is open of `tasks` now: what is cut off comes again, and no attempt is counted."""
+        for task in self._open.intersection(tasks):
+            self._cut.add(task)
             task.cancel()
 
-    async def of(self, job: Job, past: Past) -> Fate:
-        """What becomes of `job`."""
+    async def of(self, job: Job, past: Past, *, is_head: bool = False) -> Fate:
+        """What becomes of `job`; one of an ordered route has to be the head of its line to be attempted."""
         task = asyncio.current_task()
         assert task is not None
         self._open.add(task)
         try:
-            return await self._decide(job, past)
+            return await self._decide(job, past, is_head=is_head)
         except asyncio.CancelledError:
-            if not self._is_cutting:
+            if task not in self._cut:
                 raise
             task.uncancel()
             return Again(time.time(), past.attempts)
         finally:
             self._open.discard(task)
+            self._cut.discard(task)
 
-    async def _decide(self, job: Job, past: Past) -> Fate:
+    async def _decide(self, job: Job, past: Past, *, is_head: bool) -> Fate:
         now_s = time.time()
         if now_s - past.since_ms / 1000 > self._job_age_s_max:
             return Dying(Reason.EXPIRED, f"it has waited for more than {self._job_age_s_max:g} s", past.attempts)
@@ -110,6 +115,8 @@ class Fates:
         if found is None or not found.route.enabled:
             why = "there is no such route any more" if found is None else "the route is disabled"
             return Dying(Reason.ROUTE_GONE, why, past.attempts)
+        if found.route.ordered and not is_head:
+            return InOrder()
         if found.refusal:
             return Dying(Reason.INVALID_REQUEST, found.refusal, past.attempts)
         if found.is_sealed:

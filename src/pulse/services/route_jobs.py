@@ -4,6 +4,8 @@
                     ├─ full, or the job is no message ──────► letter on dead.ROUTES ──► counted
                     └─ no answer ───────────────────────────► Outage: the worker waits, and sends it again under its id
 
+A job of an ordered route goes to the line of its device, in PostgreSQL, in place of ROUTES; the rest is the same.
+
 Telemetry never waits for room in ROUTES; where DEAD_LETTERS is full as well, it does, for nothing may be lost.
 Invariant: no Refusal leaves this module, for a worker would take it for one of the message, which is stored.
 """
@@ -21,6 +23,7 @@ import structlog
 
 from pulse.domain.dead_letter import Condemned
 from pulse.domain.errors import Outage, Reason, Refusal, StreamFull
+from pulse.domain.line import InLine
 from pulse.domain.receipt import Receipt
 from pulse.services.route_table import RouteKey
 
@@ -43,6 +46,13 @@ class Publisher(Protocol):
         """Store it; raises, or the future gets, Refusal, Outage, or StreamFull."""
 
 
+class Lines(Protocol):
+    """The lines of ordered routes."""
+
+    async def add(self, jobs: Sequence[InLine]) -> Sequence[Receipt | StreamFull]:
+        """Put jobs in, together; returns of each that it stands there, or that there is no room. Raises Outage."""
+
+
 class JobMetrics(Protocol):
     """What is counted."""
 
@@ -51,13 +61,14 @@ class JobMetrics(Protocol):
 
 
 class Job(NamedTuple):
-    """One job: the message at a position, for a route."""
+    """One job: the message at a position, for a route; the `position` is told of one that is to be sent in order."""
 
     tenant_id: str
     route_id: str
     device_id: str
     message_id: str
     body: bytes
+    position: int | None = None
 
     @property
     def subject(self) -> str:
@@ -89,8 +100,9 @@ Answer = asyncio.Future[Receipt] | Refusal | Outage
 class JobSender:
     """Sends jobs through `publisher`, those of any number of batches at once."""
 
-    def __init__(self, *, publisher: Publisher, metrics: JobMetrics) -> None:
+    def __init__(self, *, publisher: Publisher, lines: Lines, metrics: JobMetrics) -> None:
         self._publisher = publisher
+        self._lines = lines
         self._metrics = metrics
         self._counts: dict[RouteKey, list[int]] = {}
         self._answered: deque[str] = deque(maxlen=ANSWERED_MAX)
@@ -115,6 +127,22 @@ class JobSender:
             return self._publisher.submit(subject, body, message_id=job_id)
         except (Refusal, Outage) as error:
             return error
+
+    async def line_up(self, jobs: Sequence[tuple[Job, int]]) -> None:
+        """Put jobs in their lines, and bury what finds no room there; raises Outage."""
+        now_ms = time.time_ns() // 1_000_000
+        told = [
+            InLine(
+                tenant_id=job.tenant_id,
+                route_id=job.route_id,
+                device_id=job.device_id,
+                position=position,
+                body=job.body,
+                since_ms=now_ms,
+            )
+            for job, position in jobs
+        ]
+        await self.judge([job for job, _ in jobs], await self._lines.add(told))
 
     async def judge(self, jobs: Sequence[Job], answers: Sequence[Receipt | Refusal | Outage]) -> None:
         """Count what was stored, bury what was refused; raises the Outage of what is neither."""
@@ -182,21 +210,29 @@ class Jobs:
         self._sender = sender
         self._jobs: list[Job] = []
         self._sent: list[Answer] = []
+        self._ordered: list[tuple[Job, int]] = []
         self._bytes = 0
 
     async def add(self, job: Job) -> None:
         """Send one more; where much is on its way, returns when that is answered. Raises Outage."""
-        self._jobs.append(job)
-        self._sent.append(self._sender.send(job.subject, job.body, job.message_id))
+        if job.position is None:
+            self._jobs.append(job)
+            self._sent.append(self._sender.send(job.subject, job.body, job.message_id))
+        else:
+            self._ordered.append((job, job.position))
         self._bytes += len(job.body)
-        if len(self._jobs) >= WINDOW_JOBS or self._bytes >= WINDOW_BYTES:
+        if len(self._jobs) + len(self._ordered) >= WINDOW_JOBS or self._bytes >= WINDOW_BYTES:
             await self.close()
 
     async def close(self) -> None:
         """Returns when all of them are on disk, or buried; raises Outage where they are not."""
+        ordered, self._ordered = self._ordered, []
         if self._jobs:
             jobs, answers = self._jobs, await self.abandon()
             await self._sender.judge(jobs, answers)
+        self._bytes = 0
+        if ordered:
+            await self._sender.line_up(ordered)
 
     async def abandon(self) -> Sequence[Receipt | Refusal | Outage]:
         """Wait for what is on its way; somebody will ask for it again."""

@@ -203,7 +203,8 @@ class Router:
             job_id = message_id(stored.position, route.route_id)
             if not self._sender.is_answered(job_id):
                 body = make_job(message.body, route_id=route.route_id, position=stored.position, hops=hops)
-                await jobs.add(Job(stored.tenant_id, route.route_id, stored.device_id, job_id, body))
+                at = stored.position if route.ordered else None
+                await jobs.add(Job(stored.tenant_id, route.route_id, stored.device_id, job_id, body, at))
 
 
 class RoutedSettler:

@@ -2,7 +2,8 @@
 
 Only so many jobs are handed out by JetStream at a time, to all workers together, so a place in memory is what
 destinations compete for. Those of which nothing is known yet, and those that fail or are slow, share `new_max` and
-`poor_max` places: the quick ones always find the rest. A job that gets none is told when to come again.
+`poor_max` places: the quick ones always find the rest. Where many destinations are new at once, as after a start, as
+many jobs more wait for moments for such a place. A job that gets none is told when to come again.
 """
 
 from __future__ import annotations
@@ -56,6 +57,8 @@ class Turns:
         self._new: dict[Turn, None] = {}
         """Those that run at new destinations, the oldest first."""
         self._max = {Standing.NEW: new_max, Standing.POOR: poor_max}
+        self._crowd: deque[asyncio.Future[None]] = deque()
+        """Who waits for a place among the new."""
 
     async def take(self, where: Where) -> Turn | float:
         """A turn, or when to come again, in seconds since the epoch."""
@@ -66,12 +69,37 @@ class Turns:
         now_s = self._clock()
         if not door.waiting and (turn := self._turn(door, now_s)) is not None:
             return turn
+        if await self._waited_for_place(door, now_s):
+            now_s = self._clock()
+            if not door.waiting and (turn := self._turn(door, now_s)) is not None:
+                return turn
         if self._has_room(door.gate.standing) and door.gate.may_wait(len(door.waiting), now_s):
             future: asyncio.Future[Turn | None] = asyncio.get_running_loop().create_future()
             door.waiting.append(future)
             if (given := await future) is not None:
                 return given
         return door.gate.come_again_s(self._clock())
+
+    async def _waited_for_place(self, door: _Door, now_s: float) -> bool:
+        """Whether a place among the new was waited for, so that all may be different now."""
+        if (
+            door.gate.standing is not Standing.NEW
+            or self._has_room(Standing.NEW)
+            or not door.gate.may_wait(0, now_s)
+            or len(self._crowd) >= self._max[Standing.NEW]
+        ):
+            return False
+        place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._crowd.append(place)
+        try:
+            async with asyncio.timeout(self._policy.wait_s_max):
+                await place
+        except TimeoutError:
+            pass
+        finally:
+            if place in self._crowd:
+                self._crowd.remove(place)
+        return True
 
     def ended(self, turn: Turn, attempted: Attempted) -> None:
         """The attempt is over."""
@@ -122,6 +150,10 @@ class Turns:
     def _count_out(self, turn: Turn) -> None:
         self._running[turn.standing] -= 1
         self._new.pop(turn, None)
+        while turn.standing is Standing.NEW and self._crowd:
+            if not (place := self._crowd.popleft()).done():
+                place.set_result(None)
+                break
 
     def _has_room(self, standing: Standing) -> bool:
         return standing not in self._max or self._running[standing] < self._max[standing]

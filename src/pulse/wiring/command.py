@@ -16,7 +16,8 @@ from pulse.adapters.postgres.command_settling import CommandSettling
 from pulse.adapters.postgres.command_sweep import CommandSweep
 from pulse.adapters.postgres.commands import open_commands
 from pulse.domain.command import told_all
-from pulse.domain.errors import ConfigurationError, Outage
+from pulse.domain.errors import ConfigurationError, LimitExceeded, Outage
+from pulse.domain.limits import Rate, RateLimits
 from pulse.runtime.health import Dependency
 from pulse.runtime.lifecycle import Service
 from pulse.runtime.metrics import CommandMetrics, FleetMetrics, SweepMetrics
@@ -88,7 +89,18 @@ async def command_services(process: Process) -> list[Service]:
 
 def command_settling(process: Process) -> CommandSettling:
     """Where messages of COMMANDS are settled."""
-    return CommandSettling(process.pool, stream=COMMANDS, probe=process.probe)
+    settings = process.settings
+    letters = Rate(settings.mqtt_dead_letters_per_s, settings.mqtt_dead_letters_burst)
+    limits = RateLimits(device=Rate(0, 1), tenant=letters)
+
+    def keeps(tenant_id: str) -> bool:
+        try:
+            limits.admit(tenant_id, "", time.monotonic_ns())
+        except LimitExceeded:
+            return False
+        return True
+
+    return CommandSettling(process.pool, stream=COMMANDS, keeps=keeps, probe=process.probe)
 
 
 def command_sweep(process: Process) -> Maintenance:

@@ -12,11 +12,14 @@ import msgspec
 import structlog
 
 from pulse.adapters.mqtt.broker import MqttBroker
+from pulse.adapters.nats.ask import Answerer
 from pulse.adapters.nats.consumer import PullConsumer
 from pulse.adapters.nats.registry import RegistryBucket
 from pulse.adapters.nats.schedules import Schedules
 from pulse.adapters.postgres.deliveries import DeliveryStore
 from pulse.adapters.postgres.device_attributes import DeviceAttributeStore
+from pulse.adapters.postgres.ordered_jobs import OrderedLines
+from pulse.adapters.postgres.recent_messages import RecentMessages
 from pulse.adapters.postgres.registry import RegistryTruth
 from pulse.adapters.postgres.route_rows import NoSeals
 from pulse.adapters.webhook.client import WebhookBounds, WebhookClient, open_webhook_client
@@ -32,26 +35,32 @@ from pulse.runtime.settings import Settings
 from pulse.services.delivery import Delivery
 from pulse.services.delivery_record import Records
 from pulse.services.job_fate import Fates
+from pulse.services.ordered_delivery import OrderedDelivery
 from pulse.services.republish import Republishing
 from pulse.services.route_book import RouteBook
+from pulse.services.route_trials import RouteTrials
 from pulse.services.sending import Sending
 from pulse.services.turns import RouteRates, Turns
 from pulse.topology.declared import load
 from pulse.wiring.bridge import account_of
-from pulse.wiring.delivery_parts import Attributes, Backlog, WatchedStore, Webhooks
+from pulse.wiring.delivery_parts import Attributes, Backlog, RoutedSoFar, WatchedStore, Webhooks
 from pulse.wiring.process import Process
-from pulse.wiring.routes import sealer_of, webhook_allowed
+from pulse.wiring.routes import TRIAL_S_MAX, TRIALS, sealer_of, webhook_allowed
 from pulse.wiring.streams import LATER, LATER_DELIVERY, ROUTE_DELIVERY, ROUTES, state_of
 
 log = structlog.get_logger()
 
-CONNECTIONS = 2
-"""To PostgreSQL: routes are asked for, and attempts written."""
+CONNECTIONS = 3
+"""To PostgreSQL: routes are asked for, attempts written, and lines of ordered routes taken and settled."""
 BATCH_MAX = 50
 """Two batches fill what the consumer may have pending: one is served while the next one comes."""
 BATCH_BYTES_MAX = 4 * 1024 * 1024
 LINGER_S = 0.001
 EDGE_TIMEOUT_S = 2.0
+TRIALS_MAX = 10
+"""Routes that are tried at the same time."""
+PATIENCE_S = 60.0
+"""How long jobs of ordered routes wait for a message before them that its worker does not settle: two ack waits."""
 
 
 async def delivery_services(process: Process) -> list[Service]:
@@ -65,16 +74,17 @@ async def delivery_services(process: Process) -> list[Service]:
     book = RouteBook(store, allowed=webhook_allowed(settings))
     turns = Turns(_gate_policy(settings), new_max=settings.route_new_max, poor_max=settings.route_poor_max)
     republishing = _republishing(settings, metrics)
+    sending = Sending(
+        webhooks=Webhooks(await _client(process)),
+        republisher=republishing,
+        attributes=Attributes(DeviceAttributeStore(process.pool)),
+        body_bytes_max=settings.route_body_bytes_max,
+    )
     fates = Fates(
         book=book,
         turns=turns,
         rates=RouteRates(),
-        sending=Sending(
-            webhooks=Webhooks(await _client(process)),
-            republisher=republishing,
-            attributes=Attributes(DeviceAttributeStore(process.pool)),
-            body_bytes_max=settings.route_body_bytes_max,
-        ),
+        sending=sending,
         records=records,
         metrics=metrics,
         retry=RetryPolicy(
@@ -94,6 +104,7 @@ async def delivery_services(process: Process) -> list[Service]:
         book=book,
         fates=fates,
         schedules=_schedules(process),
+        lines=process.lines,
         publisher=process.committer,
         records=records,
         metrics=metrics,
@@ -104,7 +115,47 @@ async def delivery_services(process: Process) -> list[Service]:
     metrics.watch(
         in_hand=lambda: delivery.in_hand, circuits=lambda: Counter(circuit for _, circuit in turns.circuits())
     )
-    return [republishing, Backlog(process, metrics), delivery]
+    return [
+        republishing,
+        Backlog(process, metrics),
+        _ordered(process, fates, metrics),
+        delivery,
+        _trials(process, store, sending),
+    ]
+
+
+def _trials(process: Process, store: WatchedStore, sending: Sending) -> Answerer:
+    settings = process.settings
+    trials = RouteTrials(
+        routes=store,
+        messages=RecentMessages(process.pool, statement_s_max=settings.query_s_max),
+        sender=sending,
+        allowed=webhook_allowed(settings),
+    )
+    return Answerer(
+        process.nats,
+        kind=TRIALS,
+        answer=trials.answer,
+        concurrency_max=TRIALS_MAX,
+        waiting_max=TRIALS_MAX,
+        answer_s_max=TRIAL_S_MAX,
+    )
+
+
+def _ordered(process: Process, fates: Fates, metrics: DeliveryMetrics) -> OrderedDelivery:
+    settings = process.settings
+    lines = OrderedLines(process.pool, lease_s=settings.route_line_lease_s)
+    return OrderedDelivery(
+        store=lines,
+        routed=RoutedSoFar(process.nats, lines, patience_s=PATIENCE_S),
+        fates=fates,
+        publisher=process.committer,
+        metrics=metrics,
+        retry_delay_s_min=settings.retry_delay_s_min,
+        retry_delay_s_max=settings.retry_delay_s_max,
+        keep_s=settings.route_line_lease_s / 3,
+        probe=process.probe,
+    )
 
 
 def _store(process: Process) -> DeliveryStore:

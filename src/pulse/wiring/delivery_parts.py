@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
+from pulse.adapters.nats.connection import PulseClient
+from pulse.adapters.nats.streams import consumer_state
 from pulse.adapters.postgres.deliveries import DeliveryStore, Found
 from pulse.adapters.postgres.device_attributes import DeviceAttributeStore
+from pulse.adapters.postgres.ordered_jobs import OrderedLines
 from pulse.adapters.webhook.client import WebhookClient, WebhookRequest
 from pulse.domain.delivery import Attempted, Record
 from pulse.domain.errors import Outage
+from pulse.domain.ledger import SEQUENCE_MAX, position
+from pulse.domain.line import Patience
 from pulse.domain.routed import Json
 from pulse.domain.webhook_url import WebhookUrl
 from pulse.runtime.health import Dependency
@@ -18,7 +24,7 @@ from pulse.runtime.metrics import DeliveryMetrics
 from pulse.services.delivery_record import Told
 from pulse.services.route_book import RouteKey
 from pulse.wiring.process import Process
-from pulse.wiring.streams import LATER, ROUTES, state_of
+from pulse.wiring.streams import LATER, ROUTES, WORKERS, state_of
 from pulse.wiring.waiting import told
 
 BACKLOG_S = 5.0
@@ -72,6 +78,32 @@ class WatchedStore:
     async def disable(self, key: RouteKey, reason: str) -> bool:
         with told(self._check):
             return await self._store.disable(key, reason)
+
+
+class RoutedSoFar:
+    """How far the streams of devices are routed, as `services.ordered_delivery` wants it."""
+
+    def __init__(self, client: PulseClient, lines: OrderedLines, *, patience_s: float) -> None:
+        self._client = client
+        self._lines = lines
+        self._patience_s = patience_s
+        self._patience: dict[int, Patience] = {}
+
+    async def upto(self) -> Mapping[int, int]:
+        """Of each epoch with lines that are due, the last position that may be sent."""
+        epochs = await self._lines.due_epochs()
+        return {epoch: await self._upto(epoch, made) for epoch, made in epochs.items()}
+
+    async def _upto(self, epoch: int, made: tuple[str, int] | None) -> int:
+        """Of a making that is over nothing more is routed, so nothing is waited for."""
+        if made is not None and made[0] in WORKERS:
+            stream, created_ns = made
+            floor = (await consumer_state(self._client, stream, WORKERS[stream])).ack_floor_stream_seq
+            if (await state_of(self._client, stream)).created_ns == created_ns:
+                patience = self._patience.setdefault(epoch, Patience(self._patience_s))
+                return patience.upto(epoch, floor, now_s=time.monotonic())
+        self._patience.pop(epoch, None)
+        return position(epoch, SEQUENCE_MAX)
 
 
 class Backlog:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from pulse.adapters.nats import connection as nats_connection
 from pulse.adapters.nats.auth_callout import Allowed, Asked, AuthCallout, Doorkeeper
-from pulse.adapters.nats.mqtt_queues import cut_queues
+from pulse.adapters.nats.mqtt_queues import cut_queues, cut_route_queues
 from pulse.adapters.nats.nkeys import AccountKey
 from pulse.api.mqtt_hooks import MqttHooks, OwnUser
 from pulse.domain.mqtt_access import DOWN, Denial, down_filters, up_filters, user_name
@@ -45,7 +45,7 @@ async def callout_services(process: Process, *, is_open: Callable[[], bool]) -> 
     callout = AuthCallout(client, key=key, decide=lambda asked: decide(access, asked))
 
     async def cut() -> int:
-        count = await cut_queues(process.nats, DOWN)
+        count = await cut_queues(process.nats, DOWN) + await cut_route_queues(process.nats)
         metrics.queues_cut(count)
         return count
 

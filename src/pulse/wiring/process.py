@@ -26,10 +26,12 @@ from pulse.adapters.nats.committer import GroupCommitter
 from pulse.adapters.nats.connection import PulseClient
 from pulse.adapters.nats.registry_feed import RegistryFeed
 from pulse.adapters.postgres.device_attributes import DeviceAttributeStore
+from pulse.adapters.postgres.ordered_jobs import OrderedJobs
 from pulse.adapters.postgres.pool import Pool
 from pulse.adapters.postgres.registry import RegistryTruth
 from pulse.adapters.postgres.route_matches import RouteMatches
 from pulse.adapters.postgres.telemetry import TelemetryStore
+from pulse.adapters.postgres.watch import Told
 from pulse.domain.limits import Rate, RateLimits
 from pulse.domain.registry import Change
 from pulse.domain.shadow import ShadowBounds
@@ -71,6 +73,7 @@ class Process:
     """What the roles of one process share, and what they add to it.
 
     `shared` are the services behind what was asked for; they are sinks of all roles and start before them.
+    `told_of_postgresql` hear whether it answers.
     """
 
     settings: Settings
@@ -81,6 +84,7 @@ class Process:
     stack: AsyncExitStack
     checks: list[Check] = field(default_factory=list)
     shared: list[Service] = field(default_factory=list)
+    told_of_postgresql: list[Told] = field(default_factory=list)
 
     def decoder(self) -> PayloadDecoder:
         """The payload rules of the settings."""
@@ -132,13 +136,18 @@ class Process:
         return committer
 
     @cached_property
+    def lines(self) -> OrderedJobs:
+        """Where jobs of ordered routes stand."""
+        return OrderedJobs(self.pool, jobs_max=self.settings.route_in_line_max)
+
+    @cached_property
     def router(self) -> Router:
         """What makes jobs of messages that are stored; it follows the routes, and nothing else of the registry."""
         metrics = RoutingMetrics(self.metrics)
         table = RouteTable(compiler=Compiler(), metrics=metrics)
         router = Router(
             table=table,
-            sender=JobSender(publisher=self.committer, metrics=metrics),
+            sender=JobSender(publisher=self.committer, lines=self.lines, metrics=metrics),
             attributes=AttributeCache(DeviceAttributeStore(self.pool)),
         )
         self.shared.append(

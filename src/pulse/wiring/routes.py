@@ -5,13 +5,34 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 
+import msgspec
+
 from pulse.adapters.expressions.cel import Compiler
+from pulse.adapters.nats.ask import Asker
+from pulse.adapters.nats.connection import PulseClient
 from pulse.adapters.sealing.box import Sealer
 from pulse.adapters.webhook.check import DestinationCheck
 from pulse.domain.addresses import read_networks
+from pulse.domain.route_trial import Trial
 from pulse.domain.webhook_url import Allowed, read_hosts
 from pulse.runtime.settings import Settings
 from pulse.services.dry_run import DryRuns
+
+TRIALS = "delivery"
+"""The kind of the questions to the role delivery: it tries a route."""
+TRIAL_S_MAX = 28.0
+"""A webhook may take 20 s; beside that, routes are read and a broker is connected to."""
+
+
+class AskedTrials:
+    """Has the role `delivery` try a route; satisfies `services.control_routes.Trials`."""
+
+    def __init__(self, client: PulseClient) -> None:
+        self._asker = Asker(client, timeout_s=TRIAL_S_MAX)
+
+    async def run(self, tenant_id: str, route_id: str) -> Trial:
+        """What became of one message. Raises Refusal, Outage."""
+        return msgspec.json.decode(await self._asker.ask(TRIALS, tenant_id, route_id), type=Trial)
 
 
 def sealer_of(settings: Settings) -> Sealer | None:

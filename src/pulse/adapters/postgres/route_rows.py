@@ -130,8 +130,10 @@ def health_of(row: asyncpg.Record) -> RouteHealth:
         failures=row["failures"],
         failing_since=row["failing_since"],
         last_delivered_at=row["last_success_at"],
-        told_at=row["updated_at"],
+        last_failed_at=row["last_failure_at"],
+        told_at=row["health_told_at"],
         jobs=row["jobs"] or 0,
         no_room=row["no_room"] or 0,
         unanswered=row["unanswered"] or 0,
+        in_line=row.get("in_line") or 0,
     )

@@ -78,7 +78,10 @@ SELECT_ATTEMPTS = """
     WHERE tenant_id = $1 AND route_id = $2 ORDER BY number DESC LIMIT $3
 """
 SELECT_HEALTH = """
-    SELECT circuit, delivered, dead, failures, failing_since, last_success_at, updated_at, jobs, no_room, unanswered
+    SELECT circuit, delivered, dead, failures, failing_since, last_success_at, last_failure_at,
+        updated_at AS health_told_at, jobs, no_room, unanswered,
+        (SELECT coalesce(sum(line.jobs), 0)::bigint FROM ordered_lines AS line WHERE tenant_id = $1 AND route_id = $2)
+            AS in_line
     FROM route_health LEFT JOIN route_matches USING (tenant_id, route_id) WHERE tenant_id = $1 AND route_id = $2
 """
 

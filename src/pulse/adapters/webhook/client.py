@@ -100,7 +100,7 @@ class WebhookClient:
             raise ForbiddenAddress(f"{request.url.text} can be read in two ways")
         address = request.url.address
         if address is not None and (why := why_refused(address, self._allowed.networks)):
-            raise ForbiddenAddress(f"{address} is not allowed: {why}")
+            raise ForbiddenAddress(f"{address} is not allowed: {why} (see webhook_networks_allowed)")
         session = self._trusted if host in self._allowed.hosts else self._guarded
         timeout = aiohttp.ClientTimeout(total=timeout_s, connect=min(request.connect_s_max, timeout_s))
         async with session.post(

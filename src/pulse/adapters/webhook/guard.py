@@ -118,4 +118,4 @@ def guarded_socket(networks: Sequence[Network]) -> Callable[[Any], socket.socket
 def check_address(address: str, networks: Sequence[Network]) -> None:
     """Raise ForbiddenAddress where nothing may be sent to `address`."""
     if why := why_text_refused(address, networks):
-        raise ForbiddenAddress(f"an address of this host is not allowed: {why}")
+        raise ForbiddenAddress(f"an address of this host is not allowed: {why} (see webhook_networks_allowed)")

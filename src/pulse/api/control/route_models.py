@@ -34,7 +34,11 @@ EXAMPLE: JsonValue = {
 
 
 class Draft(Request):
-    """A route as it is asked for. `ordered` is refused for now: the position in `webhook-id` tells the order."""
+    """A route as it is asked for.
+
+    `ordered`: of one device, the next message is sent when the one before is delivered or a dead letter, so a
+    destination that is away holds all behind it. The order is that of the stream; a message may still come twice.
+    """
 
     model_config = ConfigDict(json_schema_extra={"examples": [EXAMPLE]})
 
@@ -165,6 +169,24 @@ class Attempt(Answer):
     excerpt: str
 
 
+class Trial(Answer):
+    """What became of a test message: `delivered` is a status of 2xx; without a `status`, `failure` and `error` say why.
+
+    `message_id` is its `webhook-id`. It is like the last message of `device_id`; its payload has `"test": true`, and a
+    webhook the header `Pulse-Test: true`.
+    """
+
+    delivered: bool
+    to: str
+    message_id: str
+    device_id: str
+    status: int | None
+    failure: str
+    error: str
+    elapsed_ms: float
+    excerpt: str
+
+
 class Attempts(Answer):
     """The last attempts, newest first: as many as are kept of each route."""
 
@@ -175,7 +197,7 @@ class Health(Answer):
     """How the destination is, as the role that delivers last told, and what the workers made for it.
 
     `circuit` is `closed` (well), `open` (nothing is sent for a while) or `half_open` (being tried). `unanswered` counts
-    messages of which the expression said neither yes nor no.
+    messages of which the expression said neither yes nor no. Of an `ordered` route so many wait `in_line`.
     """
 
     circuit: str
@@ -184,10 +206,12 @@ class Health(Answer):
     failures: int
     failing_since: datetime | None
     last_delivered_at: datetime | None
+    last_failed_at: datetime | None
     told_at: datetime | None
     jobs: int
     no_room: int
     unanswered: int
+    in_line: int
 
 
 class Sample(Answer):
@@ -225,3 +249,4 @@ class DryRun(Answer):
     samples: list[Sample]
     complete: bool
     destination_refused: str
+    ordered: bool

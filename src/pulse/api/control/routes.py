@@ -195,6 +195,18 @@ async def try_route(
     return await control.dry_runs.run(stored.route, reach.messages, limit=messages)
 
 
+@router.post("/{route_id}/test", response_model=models.Trial)
+async def test_route(caller: TheCaller, control: TheControl, tenant_id: TenantId, route_id: RouteId) -> object:
+    """Send one message, marked as a test, to the destination now, and tell what it answers; enabled or not.
+
+    It is like the last stored message of the devices that the filter holds for, and is stored nowhere itself. It does
+    not count: for no attempt, for no circuit. A route may be tested a few times a minute (429).
+    """
+    reach = caller.changing(tenant_id, "route.test", route_id)
+    await reach.routes.route(tenant_id, route_id)
+    return await control.trials.run(tenant_id, route_id)
+
+
 def _draft(control: Control, tenant_id: str, route_id: str, body: models.Draft) -> Route:
     asked = body.model_dump(exclude_unset=True, exclude={"route_id"})
     route = new_route(asked, tenant_id=tenant_id, route_id=route_id, allowed=control.dry_runs.allowed)

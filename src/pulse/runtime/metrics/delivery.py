@@ -12,7 +12,7 @@ from pulse.domain.delivery import Attempted
 from pulse.domain.errors import Reason
 from pulse.runtime.metrics.table import counter, gauge, histogram
 
-OUTCOMES = ("delivered", "retry", "parked", "dead", "left")
+OUTCOMES = ("delivered", "retry", "parked", "lined_up", "dead", "left")
 """Each is there from the start, so that its first increase is seen as one; and so are the reasons."""
 KINDS = ("webhook", "mqtt")
 REASONS = (
@@ -54,7 +54,7 @@ class DeliveryMetrics:
             self._circuits.labels(circuit.value).set_function(partial(_count, circuits, circuit))
 
     def concluded(self, outcome: str) -> None:
-        """A job is `delivered`, to `retry`, `parked`, `dead`, or `left` to be delivered once more."""
+        """A job is `delivered`, to `retry`, `parked`, `lined_up`, `dead`, or `left` to be delivered once more."""
         self._jobs.labels(outcome).inc()
 
     def died(self, reason: Reason) -> None:
