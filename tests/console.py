@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import httpx
 import msgspec
+from fastapi.routing import APIRoute
 from prometheus_client import CollectorRegistry
 
 from control_api import control_api
@@ -30,16 +31,44 @@ from pulse.runtime.settings import Settings
 from pulse.services.control import Control
 from pulse.services.pipeline import Pipeline
 from pulse.topology.declared import load
+from pulse.ui.application import MODULES
 from pulse.wiring.cli import auditor_on
 from pulse.wiring.console import console_on
 from pulse.wiring.process import Process
-from pulse.wiring.routes import dry_runs_of
+from pulse.wiring.routes import AskedTrials, dry_runs_of
 from pulse.wiring.ui import RegistryEdge, open_reach_on
 
 PASSWORD = "correct horse battery"
 TOKEN = re.compile(r'name="form_token" value="([^"]*)"')
 ORIGIN = "http://pulse"
 BROWSER = {"accept": "text/html"}
+FILLED = {
+    "tenant_id": "acme",
+    "device_id": "boiler",
+    "stream": "TELEMETRY",
+    "route_id": "hook",
+    "command_id": "00000000000000000000000000",
+    "letter_id": "1",
+}
+"""What stands in the place of a parameter of a path; a page with another one needs a line here."""
+ASKED = {"/devices/{tenant_id}/{device_id}/series": "?metric=t"}
+"""What a page cannot do without."""
+
+
+def addresses(method: str, *, tenant: str = "acme") -> list[str]:
+    """Where the console listens for `method`, whatever modules it has; `tenant` in the place of a tenant."""
+    filled = {**FILLED, "tenant_id": tenant}
+    return [
+        route.path.format(**filled) + ASKED.get(route.path, "")
+        for module in MODULES
+        for route in module.router.routes
+        if isinstance(route, APIRoute) and method in (route.methods or ())
+    ]
+
+
+def pages() -> list[str]:
+    """All that a browser asks for, but for the streams of events and what is for whoever is not signed in."""
+    return [path for path in addresses("GET") if path != "/events" and not path.startswith("/sign-in")]
 
 
 @dataclass(kw_only=True)
@@ -111,6 +140,7 @@ async def console(database: str, nats: NatsServer, **settings: object) -> AsyncI
             auditor=auditor_on(api.nats, api.pool),
             streams=StreamStatusReader(api.nats, declared),
             dry_runs=process.stack.enter_context(dry_runs_of(process.settings)),
+            trials=AskedTrials(api.nats),
         )
         bounds = QueryBounds(range_s_max=366 * 86_400, rows_max=10_000, buckets_max=10_000)
         app, pipeline = console_on(process, control=control, open_reach=open_reach, query=bounds, declared=declared)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import gc
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
-from enum import StrEnum
 
 import structlog
 
@@ -21,9 +20,9 @@ from pulse.runtime.faults import probe_for
 from pulse.runtime.health import Dependency, HealthServer, NotStopping
 from pulse.runtime.lifecycle import Service, run_services, stop_on_signals
 from pulse.runtime.metrics import process_registry
+from pulse.runtime.roles import Role
 from pulse.runtime.settings import Settings
 from pulse.wiring.bridge import bridge_services
-from pulse.wiring.cli import auditor_on, open_auditor, open_dead_letters
 from pulse.wiring.command import CONNECTIONS as COMMAND_CONNECTIONS
 from pulse.wiring.command import command_services
 from pulse.wiring.delivery import CONNECTIONS as DELIVERY_CONNECTIONS
@@ -33,41 +32,11 @@ from pulse.wiring.ingest import ingest_services
 from pulse.wiring.maintenance import maintenance_services
 from pulse.wiring.process import NATS_WAIT_S_MAX, Process
 from pulse.wiring.rescue import rescue_services
-from pulse.wiring.routes import dry_runs_of, sealer_of, webhook_allowed
 from pulse.wiring.shadow import CONNECTIONS as SHADOW_CONNECTIONS
 from pulse.wiring.shadow import shadow_services
-from pulse.wiring.streams import INGEST_WORKERS, TELEMETRY, WORKERS
 from pulse.wiring.ui import ui_services
 
-__all__ = [
-    "INGEST_WORKERS",
-    "TELEMETRY",
-    "WORKERS",
-    "Role",
-    "auditor_on",
-    "dry_runs_of",
-    "open_auditor",
-    "open_dead_letters",
-    "sealer_of",
-    "serve",
-    "webhook_allowed",
-]
-
 log = structlog.get_logger()
-
-
-class Role(StrEnum):
-    """What `pulse serve` can run."""
-
-    GATEWAY = "gateway"
-    INGEST = "ingest"
-    MAINTENANCE = "maintenance"
-    UI = "ui"
-    RESCUE = "rescue"
-    BRIDGE = "bridge"
-    SHADOW = "shadow"
-    COMMANDS = "commands"
-    DELIVERY = "delivery"
 
 
 async def serve(settings: Settings, roles: Sequence[Role]) -> None:
@@ -107,7 +76,8 @@ async def serve(settings: Settings, roles: Sequence[Role]) -> None:
         services: list[Service] = [health]
         if set(roles) - {Role.GATEWAY, Role.BRIDGE}:
             process.checks.append(postgresql)
-            services.append(DatabaseWatch(pool, up=postgresql.up, down=postgresql.down))
+            process.told_of_postgresql.append(postgresql)
+            services.append(DatabaseWatch(pool, told=process.told_of_postgresql))
         own = [service for role in Role if role in roles for service in await _BUILD[role](process)]
         services += process.shared + own
         # What is here by now stays. A full collection would walk all of it, 90,000 objects in 50 ms, amid the answers.
@@ -123,7 +93,6 @@ def _connections_max(settings: Settings, roles: Sequence[Role]) -> int:
         Role.INGEST: settings.ingest_writers,
         Role.SHADOW: settings.shadow_writers + SHADOW_CONNECTIONS,
         Role.COMMANDS: settings.command_writers + COMMAND_CONNECTIONS,
-        Role.UI: settings.ui_database_connections,
         Role.DELIVERY: DELIVERY_CONNECTIONS,
     }
     return 2 + sum(of_role.get(role, 0) for role in roles)

@@ -9,11 +9,14 @@ import asyncio
 import json
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Event, Thread
 from urllib.parse import urlsplit
 
+import asyncpg
 import httpx
 import nats
 import pytest
@@ -26,9 +29,13 @@ WAIT_MS = 30_000
 """Of one condition; a machine that is busy elsewhere is waited for."""
 BAD = {"error", "warning"}
 HOME_BYTES_MAX = 200 * 1024
+SEVERAL = re.compile(r"([2-9]|\d\d+) dead letters")
+MANY = 20_000
+"""Dead letters: a replay of them takes at least 40 s."""
 PAGES = (
     "/", "/devices", "/devices/add", "/devices/import", "/devices/demo/demo-1", "/live", "/streams",
-    "/streams/TELEMETRY", "/dead-letters", "/settings", "/settings/keys", "/settings/log",
+    "/streams/TELEMETRY", "/routes", "/routes/add", "/routes/demo/looked-at", "/routes/demo/looked-at/edit",
+    "/routes/demo/looked-at/delete", "/dead-letters", "/settings", "/settings/keys", "/settings/log",
 )  # fmt: skip
 
 
@@ -208,20 +215,156 @@ def test_a_command_is_sent_and_its_states_move_on_the_open_page(watched: Watched
         expect(page.get_by_role("row", name="forget-me")).to_contain_text("cancelled", timeout=WAIT_MS)
 
 
+def test_a_route_is_tried_and_made_its_endpoint_breaks_and_what_died_is_mended_and_replayed(
+    watched: Watched, running: Instance, endpoint: Endpoint
+) -> None:
+    page = watched.page
+    with a_device(running, "routed-here") as device:
+
+        def reads(temperature: float) -> bool:
+            return device.post("telemetry", json={"metrics": {"temperature": temperature}}).status_code == 202
+
+        wait_for(lambda: reads(31.5), "the gateway lets the new device in")
+        watched.open("/routes/add?tenant=demo")
+        page.get_by_label("Route id").fill("too-hot")
+        page.get_by_label("Name").fill("Too hot")
+        page.get_by_label("Devices").fill("routed-here")
+        page.get_by_label("Condition").fill("metrics.temperature >")
+        expect(page.locator("#expression-said .place")).to_contain_text("metrics.temperature >", timeout=WAIT_MS)
+        page.get_by_label("Condition").fill("metrics.temperature > 30.0")
+        expect(page.locator("#expression-said")).to_have_text("It reads.", timeout=WAIT_MS)
+        page.get_by_label("Body").fill('{"device": "${device.id}", "temperature": "${metrics.temperature}"}')
+        expect(page.locator("#template-said")).to_have_text("It reads.", timeout=WAIT_MS)
+        page.get_by_label("URL").fill(endpoint.url)
+
+        def tried() -> bool:
+            with page.expect_response("**/routes/dry-run"):
+                page.get_by_role("button", name="Try it").click()
+            return "1 of the last 1 messages would be sent" in page.locator("#dry-run").inner_text()
+
+        wait_for(tried, "the reading is stored, and the draft is tried on it")
+        expect(page.get_by_label("What would be sent for routed-here")).to_contain_text('"temperature": 31.5')
+        assert endpoint.bodies == []
+        assert Axe().run(page).violations_count == 0
+        page.get_by_role("button", name="Make the route").click()
+        expect(page.get_by_role("heading", name="Too hot is made")).to_be_visible(timeout=WAIT_MS)
+        expect(page.locator("#secret")).to_contain_text("whsec_")
+        assert Axe().run(page).violations_count == 0
+        page.get_by_role("link", name="Watch it deliver").click()
+        opened = page.evaluate("performance.timeOrigin")
+
+        def heard() -> bool:
+            assert reads(32.5)
+            return endpoint.asked.wait(2)
+
+        wait_for(heard, "the workers know the route")
+        attempts = page.get_by_role("region", name="The newest attempts")
+        expect(attempts.get_by_role("row", name="delivered").first).to_contain_text("200", timeout=WAIT_MS)
+
+        page.get_by_role("button", name="Send a test now").click()
+        expect(page.locator("#trial")).to_contain_text(re.compile("200.*taken", re.DOTALL), timeout=WAIT_MS)
+        break_it(watched, endpoint, reads)
+        assert page.evaluate("performance.timeOrigin") == opened
+        page.get_by_role("link", name=SEVERAL).click()
+        expect(page.get_by_role("cell", name="delivery_attempts").first).to_be_visible()
+        mend_it(watched, endpoint)
+        delete_it(page)
+
+
+def break_it(watched: Watched, endpoint: Endpoint, reads: Callable[[float], bool]) -> None:
+    """The open page of the route tells of what becomes of two readings."""
+    page = watched.page
+    attempts = page.get_by_role("region", name="The newest attempts")
+    endpoint.status = 503
+    assert reads(40.5)
+    assert reads(41.5)
+    expect(attempts.get_by_role("row", name="dead").first).to_contain_text(
+        "<b>down for an upgrade</b>", timeout=2 * WAIT_MS
+    )
+    expect(page.get_by_text("Nothing was delivered since")).to_be_visible(timeout=WAIT_MS)
+    expect(page.get_by_role("link", name=SEVERAL)).to_be_visible(timeout=2 * WAIT_MS)
+    assert Axe().run(page).violations_count == 0
+
+
+def mend_it(watched: Watched, endpoint: Endpoint) -> None:
+    """One letter is replayed with another body, the others as they are."""
+    page = watched.page
+    endpoint.status = 200
+    mend(page, 40.5, 45.5)
+    wait_for(lambda: endpoint.has(45.5), "what was mended is delivered")
+    watched.open("/dead-letters?tenant=demo&route=too-hot&state=waiting")
+    page.get_by_role("button", name="Replay").click()
+    expect(page.get_by_role("status")).to_contain_text("replayed", timeout=WAIT_MS)
+    wait_for(lambda: endpoint.has(41.5), "what is replayed is delivered")
+    assert not endpoint.has(40.5)
+    watched.open("/routes/demo/too-hot")
+    expect(page.locator("[data-part=head]")).to_contain_text("delivering", timeout=WAIT_MS)
+
+
+def delete_it(page: Page) -> None:
+    """It asks first."""
+    page.get_by_role("link", name="Delete …").click()
+    page.get_by_role("link", name="Keep it").click()
+    page.get_by_role("link", name="Delete …").click()
+    page.get_by_role("button", name="Delete it").click()
+    expect(page.get_by_role("status")).to_contain_text("route demo/too-hot is deleted")
+
+
+def mend(page: Page, temperature: float, mended: float) -> None:
+    """Open the listed letters until one is of that reading, and replay it with another."""
+    letters = page.locator("td.number a")
+    paths = [letters.nth(number).get_attribute("href") for number in range(letters.count())]
+    for path in paths:
+        page.goto(f"{urlsplit(page.url).scheme}://{urlsplit(page.url).netloc}{path}")
+        if f'"temperature": {temperature}' in page.get_by_label("Body", exact=True).inner_text():
+            page.get_by_text("Mend and replay").click()
+            body = page.get_by_label("The message whole")
+            body.fill(body.input_value().replace(str(temperature), str(mended)))
+            assert Axe().run(page).violations_count == 0
+            page.get_by_role("button", name="Replay with this body").click()
+            expect(page.get_by_role("status")).to_contain_text("replayed mended as message", timeout=WAIT_MS)
+            return
+    pytest.fail(f"no dead letter of {temperature}")
+
+
+def test_a_replay_of_many_tells_how_far_it_is_and_is_cancelled_on_the_page(watched: Watched, running: Instance) -> None:
+    page = watched.page
+    with a_device(running, "replayed-here"):
+        bury(running, MANY, "replayed-here")
+        try:
+            watched.open("/dead-letters?device=replayed-here")
+            page.get_by_role("button", name=f"Replay {MANY:,}").click()
+            told = page.locator("#steps [data-words]")
+            expect(told).to_have_text(re.compile(rf"\d of {MANY:,} replayed"), timeout=WAIT_MS)
+            page.get_by_role("button", name="Cancel").click()
+            expect(told).to_have_text(re.compile(r"Cancelled: .* replayed, the rest is as it was\."), timeout=WAIT_MS)
+            page.get_by_role("button", name="Show what is left").click()
+            left = page.get_by_role("button", name="that wait")
+            expect(left).to_be_visible(timeout=WAIT_MS)
+            number = int(left.inner_text().split()[1].replace(",", ""))
+            assert 0 < number < MANY
+        finally:
+            forget_letters(running, "replayed-here")
+
+
 def test_purging_asks_first(watched: Watched, running: Instance) -> None:
     page = watched.page
-    running.send({"n": 1})
-    make_a_dead_letter(running)
-    watched.open("/dead-letters")
-    page.wait_for_function("() => fetch(location.href).then((a) => a.text()).then((t) => t.includes('Purge'))")
-    watched.open("/dead-letters")
+    make_a_dead_letter(running, "purged-here")
+
+    def listed() -> bool:
+        watched.open("/dead-letters?tenant=purged-here")
+        return page.get_by_role("button", name="Purge …").is_visible()
+
+    wait_for(listed, "the dead letter is listed")
     page.get_by_role("button", name="Purge …").click()
     expect(page.get_by_role("heading", name=re.compile("Purge 1 dead letter"))).to_be_visible()
     page.get_by_role("link", name="Keep them").click()
-    expect(page.get_by_role("cell", name="invalid_envelope")).to_be_visible()
+    expect(page.get_by_role("cell", name="invalid_payload")).to_be_visible()
     page.get_by_role("button", name="Purge …").click()
     page.get_by_role("button", name="Purge 1").click()
-    expect(page.get_by_role("heading", name="No dead letters")).to_be_visible()
+    expect(page.get_by_role("status")).to_contain_text("1 purged")
+    watched.open("/dead-letters?tenant=purged-here")
+    expect(page.get_by_role("heading", name="Nothing matches")).to_be_visible()
 
 
 def test_the_home_page_is_light_and_a_hidden_tab_closes_its_stream(watched: Watched) -> None:
@@ -241,6 +384,7 @@ def test_the_home_page_is_light_and_a_hidden_tab_closes_its_stream(watched: Watc
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_no_page_has_an_accessibility_violation(browser: Browser, running: Instance, scheme: str) -> None:
+    make_a_route(running, "looked-at")
     watched = Watched(browser, running, color_scheme=scheme)
     found = {}
     for path in (*PAGES, "/nothing"):
@@ -259,6 +403,7 @@ def test_no_page_has_an_accessibility_violation(browser: Browser, running: Insta
 
 
 def test_no_page_is_wider_than_a_phone(browser: Browser, running: Instance) -> None:
+    make_a_route(running, "looked-at")
     watched = Watched(browser, running)
     watched.page.set_viewport_size({"width": 360, "height": 740})
     wide = []
@@ -268,6 +413,63 @@ def test_no_page_is_wider_than_a_phone(browser: Browser, running: Instance) -> N
             wide.append(path)
     watched.context.close()
     assert wide == []
+
+
+class Endpoint:
+    """Somebody's webhook, real: what it was sent, and what it answers from now on."""
+
+    def __init__(self) -> None:
+        self.bodies: list[dict[str, object]] = []
+        self.status = 200
+        self.asked = Event()
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+                if outer.status == 200:
+                    outer.bodies.append(body)
+                outer.asked.set()
+                answer = b"taken" if outer.status == 200 else b"<b>down for an upgrade</b>"
+                self.send_response(outer.status)
+                self.send_header("content-length", str(len(answer)))
+                self.end_headers()
+                self.wfile.write(answer)
+
+            def log_message(self, *_: object) -> None:
+                """Nothing."""
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}/hook"
+
+    def has(self, temperature: float) -> bool:
+        return any(body["temperature"] == temperature for body in self.bodies)
+
+
+@pytest.fixture
+def endpoint() -> Iterator[Endpoint]:
+    """A webhook of the test's own."""
+    made = Endpoint()
+    thread = Thread(target=made.server.serve_forever, args=(0.05,), name="endpoint")
+    thread.start()
+    yield made
+    made.server.shutdown()
+    thread.join()
+    made.server.server_close()
+
+
+def make_a_route(running: Instance, route_id: str) -> None:
+    """One that takes nothing, if it is not there yet."""
+    asked = {
+        "route_id": route_id,
+        "enabled": False,
+        "match": {"expression": "metrics.temperature > 25.0"},
+        "template": '{"t": "${metrics.temperature}"}',
+        "destination": {"kind": "webhook", "url": "https://hooks.example.com/", "headers": {"X-Site": "north"}},
+    }
+    operator = {"Authorization": f"Bearer {running.operator_key}"}
+    api = f"{running.ui_url}/api/v1/tenants/demo/routes"
+    assert httpx.post(api, json=asked, headers=operator, trust_env=False).status_code in (201, 409)
 
 
 @contextmanager
@@ -297,14 +499,49 @@ def send(running: Instance, token: str, temperature: float) -> None:
     wait_for(accepted, "the gateway accepts the new device's reading")
 
 
-def make_a_dead_letter(running: Instance) -> None:
-    """A message that is no envelope, straight into the stream."""
+def make_a_dead_letter(running: Instance, tenant: str) -> None:
+    """A message without a reading, straight into the stream."""
+    envelope = {"v": 1, "tenant_id": tenant, "device_id": "d", "msg_type": "telemetry", "ts": 1, "source": "http"}
+    body = json.dumps({**envelope, "payload": {}}).encode()
 
     async def publish() -> None:
         client = await nats.connect(running.nats_url)
-        await client.jetstream().publish("telemetry.demo", b'{"test":1}')
+        await client.jetstream().publish(f"telemetry.{tenant}", body)
         await client.close()
 
-    # Playwright has a loop of its own in this thread.
+    run(publish())
+
+
+def bury(running: Instance, count: int, device_id: str) -> None:
+    """So many dead letters that a replay stores, as a worker that was wrong for a while leaves them."""
+    body = f'{{"v":1,"tenant_id":"demo","device_id":"{device_id}","msg_type":"telemetry","ts":1,"source":"http",'
+
+    async def insert() -> None:
+        connection = await asyncpg.connect(running.database_url)
+        await connection.execute(
+            "INSERT INTO dead_letters (stream, position, subject, tenant_id, device_id, reason, error, headers, body,"
+            " attempts, published_at) SELECT 'TELEMETRY', n, 'telemetry.demo', 'demo', $1, 'invalid_payload', 'wrong',"
+            " '', convert_to($2 || '\"payload\":{\"metrics\":{\"n\":' || n || '}}}', 'UTF8'), 1, now()"
+            " FROM generate_series(1, $3) AS n",
+            device_id,
+            body,
+            count,
+        )
+        await connection.close()
+
+    run(insert())
+
+
+def forget_letters(running: Instance, device_id: str) -> None:
+    async def delete() -> None:
+        connection = await asyncpg.connect(running.database_url)
+        await connection.execute("DELETE FROM dead_letters WHERE device_id = $1", device_id)
+        await connection.close()
+
+    run(delete())
+
+
+def run(done: Coroutine[None, None, None]) -> None:
+    """In a thread of its own: Playwright has a loop in this one."""
     with ThreadPoolExecutor() as threads:
-        threads.submit(asyncio.run, publish()).result(30)
+        threads.submit(asyncio.run, done).result(60)

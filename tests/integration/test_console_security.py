@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from urllib.parse import urlencode
 
 import pytest
 
-from console import ORIGIN, PASSWORD, Site, console
+from console import ORIGIN, PASSWORD, Site, addresses, console, pages
 from pulse.adapters.embedded.nats_server import NatsServer
 from pulse.adapters.passwords import Argon2Passwords
 from pulse.adapters.postgres.access import KeyStore
@@ -18,7 +20,16 @@ from pulse.services.sign_in import ATTEMPTS_BURST, SignIn
 
 LINK = "l" * 43
 OPERATORS_ALONE = ("/streams", "/streams/TELEMETRY", "/settings/keys", "/events?topic=pipeline")
-PAGES = ("/devices", "/devices/add", "/devices/import", "/live", "/dead-letters", "/settings", "/settings/log")
+PAGES = (
+    "/devices", "/devices/add", "/devices/import", "/live", "/routes", "/routes/add", "/dead-letters", "/settings",
+    "/settings/log",
+)  # fmt: skip
+HOSTILE = "</script><img src=x onerror=alert(1)>\"'"
+STREAMED = ("systems", "pipeline", "tail&stream=TELEMETRY", "device&tenant=acme&device=boiler")
+FIELDS = {"action": "disable", "version": "0", "desired": '{"a":1}', "name": "reboot", "payload": "{}", "ttl_s": "60"}
+REFUSED = {403, 404, 422}
+HARMLESS = ("/sign-in", "/sign-out", "/routes/check", "/routes/dry-run")
+"""What changes nothing of the installation: signing in and out, and trying a route."""
 
 
 @pytest.fixture
@@ -28,13 +39,36 @@ async def site(database: str, nats: NatsServer) -> AsyncIterator[Site]:
         yield made
 
 
-@pytest.mark.parametrize("path", ["/", *PAGES, "/streams", "/events?topic=systems"])
-async def test_every_page_wants_somebody_who_is_signed_in(site: Site, path: str) -> None:
-    answer = await site.client.get(path, headers={"accept": "text/html"})
-    assert answer.status_code == 303
-    assert answer.headers["location"].startswith("/sign-in")
-    asked_by_a_script = await site.client.get(path, headers={"accept": "text/event-stream"})
-    assert asked_by_a_script.status_code == 401
+async def test_every_page_and_every_form_wants_somebody_who_is_signed_in(site: Site) -> None:
+    for path in [*pages(), *(f"/events?topic={topic}" for topic in STREAMED)]:
+        answer = await site.client.get(path, headers={"accept": "text/html"})
+        assert answer.status_code == 303, path
+        assert answer.headers["location"].startswith("/sign-in"), path
+        asked_by_a_script = await site.client.get(path, headers={"accept": "text/event-stream"})
+        assert asked_by_a_script.status_code == 401, path
+    await site.get("/sign-in")
+    for path in addresses("POST"):
+        if path != "/sign-in":
+            assert (await site.post(path, {})).status_code == 401, path
+
+
+async def test_nothing_is_changed_by_another_method_than_post(site: Site) -> None:
+    for method in ("PUT", "PATCH", "DELETE"):
+        assert addresses(method) == []
+    await site.sign_in(site.operator)
+    for path in set(addresses("POST")) - set(addresses("GET")):
+        assert (await site.get(path)).status_code in {404, 405, 422}, path
+
+
+async def test_every_form_wants_its_token_and_a_page_of_ours(site: Site) -> None:
+    await site.sign_in(site.operator)
+    for path in addresses("POST"):
+        assert (await site.post(path, {"action": "x"}, token="")).status_code == 403, path
+        for headers in ({"origin": "http://evil.example"}, {"origin": "null"}, {"sec-fetch-site": "cross-site"}):
+            form = {"form_token": site.token, "action": "x"}
+            answer = await site.client.post(path, data=form, headers=headers)
+            assert answer.status_code == 403, (path, headers)
+    assert (await site.get("/devices")).status_code == 200
 
 
 async def test_each_way_in_is_one_and_a_wrong_proof_is_none(site: Site) -> None:
@@ -61,6 +95,26 @@ async def test_a_link_that_is_only_looked_at_is_not_used_up(site: Site) -> None:
     for _ in range(3):
         assert (await site.get(f"/sign-in/link?token={LINK}")).status_code == 200
     assert (await site.post("/sign-in", {"link": LINK})).status_code == 303
+
+
+async def test_a_link_whose_time_is_over_signs_nobody_in(site: Site) -> None:
+    await SessionStore(site.pool).add_link(LINK, key_secret=site.operator, life_s=60)
+    async with transaction(site.pool) as connection:
+        changed = await connection.execute("UPDATE console_links SET expires_at = now() - interval '1 second'")
+    assert changed == "UPDATE 1"
+    await site.get("/sign-in")
+    answer = await site.post("/sign-in", {"link": LINK})
+    assert answer.status_code == 401
+    assert "its time is over" in answer.text
+
+
+async def test_of_two_browsers_with_one_link_one_is_signed_in(site: Site) -> None:
+    await SessionStore(site.pool).add_link(LINK, key_secret=site.operator, life_s=60)
+    browsers = [site.another() for _ in range(4)]
+    for browser in browsers:
+        await browser.get("/sign-in")
+    answers = await asyncio.gather(*(browser.post("/sign-in", {"link": LINK}) for browser in browsers))
+    assert sorted(answer.status_code for answer in answers) == [303, 401, 401, 401]
 
 
 async def test_a_cookie_from_before_signing_in_is_worth_nothing_afterwards(site: Site) -> None:
@@ -226,12 +280,81 @@ async def test_a_tenants_key_sees_its_tenant_alone(site: Site) -> None:
     assert (await site.post("/settings/tenants", {"action": "create", "tenant_id": "mine"})).status_code == 403
 
 
+async def test_no_page_and_no_form_of_another_tenant_is_a_tenants(site: Site) -> None:
+    await site.sign_in(site.acme)
+    of_other = [path for path in addresses("GET", tenant="other") if "/other/" in path]
+    topics = ("tail&stream=TELEMETRY", "device&device=boiler", "route&route=hook")
+    for path in [*of_other, *(f"/events?topic={topic}&tenant=other" for topic in topics)]:
+        answer = await site.get(path)
+        assert answer.status_code == 403, path
+    before = await changes(site)
+    for path in addresses("POST", tenant="other"):
+        if "/other/" in path:
+            assert (await site.post(path, {**FIELDS, "tenant_id": "other"})).status_code in REFUSED, path
+    assert await changes(site) == before
+
+
+async def test_a_dead_letter_of_another_tenant_is_not_there(site: Site) -> None:
+    mine, theirs = [await dead_letter(site, tenant, at) for at, tenant in enumerate(("acme", "other"), 1)]
+    await site.sign_in(site.acme)
+    assert (await site.get(f"/dead-letters/{mine}")).status_code == 200
+    assert (await site.get(f"/dead-letters/{theirs}")).status_code == 404
+    listed = (await site.get("/dead-letters?tenant=other")).text
+    assert f'/dead-letters/{theirs}"' not in listed
+    assert (await site.post(f"/dead-letters/{theirs}", {"action": "replay"})).status_code in {403, 404}
+
+
+async def dead_letter(site: Site, tenant: str, at: int) -> int:
+    """One whose subject, error and body are hostile; its id."""
+    async with transaction(site.pool) as connection:
+        found = await connection.fetchval(
+            """
+            INSERT INTO dead_letters (stream, position, subject, tenant_id, device_id, reason, error, headers, body,
+                                      attempts, published_at)
+            VALUES ('TELEMETRY', $1, $2, $3, 'boiler', 'invalid_payload', $4, $5, $5, 1, now()) RETURNING id
+            """,
+            at, f"telemetry.{tenant}", tenant, HOSTILE, HOSTILE.encode(),
+        )  # fmt: skip
+    return int(found)
+
+
+async def test_a_hostile_dead_letter_and_hostile_words_in_an_address_are_text(site: Site) -> None:
+    letter = await dead_letter(site, "acme", 1)
+    await site.sign_in(site.operator)
+    words = urlencode({"text": HOSTILE, "done": HOSTILE, "since": HOSTILE, "range": HOSTILE[:8], "next": HOSTILE})
+    for path in (f"/dead-letters/{letter}", "/dead-letters", f"/streams/TELEMETRY?{words}", *pages()):
+        separator = "&" if "?" in path else "?"
+        for asked in (path, f"{path}{separator}{words}"):
+            answer = await site.get(asked)
+            if answer.headers["content-type"].startswith("text/html"):
+                assert "<img" not in answer.text.replace('<img src="/static', ""), asked
+                assert 'onerror=alert(1)>"' not in answer.text, asked
+
+
+async def test_what_is_answered_as_json_is_not_taken_for_a_page(site: Site) -> None:
+    await site.sign_in(site.operator)
+    answer = await site.get(f"/devices/acme/boiler/series?{urlencode({'metric': HOSTILE})}")
+    assert answer.headers["content-type"].startswith("application/json")
+    assert answer.headers["x-content-type-options"] == "nosniff"
+
+
 async def test_a_key_that_reads_changes_nothing(site: Site) -> None:
     await site.sign_in(site.acme_reader)
     assert "Add a device" not in (await site.get("/devices")).text
     assert (await site.post("/devices/add", {"tenant_id": "acme", "device_id": "new"})).status_code == 403
     change = await site.post("/devices/acme/boiler/change", {"action": "disable"})
     assert change.status_code == 403
+    before = await changes(site)
+    for path in addresses("POST"):
+        if path not in HARMLESS:
+            assert (await site.post(path, {**FIELDS, "tenant_id": "acme"})).status_code in REFUSED, path
+    assert await changes(site) == before
+
+
+async def changes(site: Site) -> int:
+    """How many there have been."""
+    async with transaction(site.pool) as connection:
+        return int(await connection.fetchval("SELECT count(*) FROM audit_log"))
 
 
 async def test_who_signed_in_and_out_stands_in_the_audit_log(site: Site) -> None:
@@ -244,7 +367,9 @@ async def test_who_signed_in_and_out_stands_in_the_audit_log(site: Site) -> None
     assert site.operator not in log
 
 
-@pytest.mark.parametrize("target", ["//evil.example", "https://evil.example", "/\\evil.example", "javascript:alert(1)"])
+@pytest.mark.parametrize(
+    "target", ["//evil.example", "https://evil.example", "/\\evil.example", "javascript:alert(1)", "/\t/evil.example"]
+)
 async def test_signing_in_leads_nowhere_else(site: Site, target: str) -> None:
     await site.get("/sign-in")
     answer = await site.post("/sign-in", {"key": site.operator, "next": target})

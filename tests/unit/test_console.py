@@ -8,6 +8,7 @@ import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from pulse.adapters.http.role_metrics import edge_of
@@ -103,6 +104,30 @@ def test_dead_letters_that_wait_are_a_warning() -> None:
     assert (stage.health, stage.messages) == (Health.WARNING, 3)
 
 
+def test_routes_that_deliver_nothing_are_a_warning_at_their_destinations_with_what_was_delivered_and_waits() -> None:
+    fleet = Fleet(online=1, stale=0, offline=0, dead_letters=0, routes=4, routes_failing=1)
+    later = msgspec.structs.replace(level(90), name="LATER", messages=7)
+    drawn = picture(
+        [
+            Reading(at_s=at_s, systems=UP, fleet=fleet, streams={"LATER": later}, edge=Edge(delivered=100 + int(at_s)))
+            for at_s in (0.0, 5.0)
+        ]
+    )
+    stage = drawn.stages["destinations"]
+    assert (stage.health, stage.rate, stage.lag) == (Health.WARNING, 1.0, 7)
+    assert stage.why == "1 of 4 routes deliver nothing now"
+    assert picture([Reading(at_s=1.0, systems=UP)]).stages["destinations"].health is Health.UNKNOWN
+
+
+def test_messages_are_counted_where_devices_say_them_and_not_again_as_jobs() -> None:
+    streams = [
+        {name: msgspec.structs.replace(level(count), name=name) for name in ("TELEMETRY", "ROUTES", "LATER")}
+        for count in (0, 50)
+    ]
+    drawn = picture([Reading(at_s=5.0 * n, systems=UP, streams=each) for n, each in enumerate(streams)])
+    assert drawn.figures["rate"] == 10
+
+
 def test_the_roles_metrics_are_summed_and_absent_ones_are_none() -> None:
     gateway = (
         "# TYPE pulse_gateway_requests_total counter\n"
@@ -113,8 +138,13 @@ def test_the_roles_metrics_are_summed_and_absent_ones_are_none() -> None:
         'pulse_ingest_end_to_end_seconds_bucket{le="0.1"} 90.0\n'
         'pulse_ingest_end_to_end_seconds_bucket{le="+Inf"} 100.0\n'
     )
-    edge = edge_of([gateway, gateway, ingest])
-    assert edge == Edge(http=80, mqtt=None, latency={0.1: 90, float("inf"): 100})
+    delivery = (
+        "# TYPE pulse_delivery_jobs_total counter\n"
+        'pulse_delivery_jobs_total{outcome="delivered"} 12.0\n'
+        'pulse_delivery_jobs_total{outcome="parked"} 90.0\n'
+    )
+    edge = edge_of([gateway, gateway, ingest, delivery])
+    assert edge == Edge(http=80, mqtt=None, delivered=12, latency={0.1: 90, float("inf"): 100})
 
 
 @pytest.mark.parametrize(

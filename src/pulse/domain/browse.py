@@ -47,6 +47,18 @@ def read_message(message: StreamMessage) -> ReadMessage:
     return ReadMessage(message=message, envelope=envelope, text=readable(bytes(envelope.payload), pretty=False))
 
 
+def editable(body: bytes) -> str | None:
+    """`body` whole, as text that can be edited and sent again, JSON in lines; None where it is no text."""
+    try:
+        text = body.decode()
+    except UnicodeDecodeError:
+        return None
+    try:
+        return msgspec.json.format(text, indent=2)
+    except (msgspec.DecodeError, RecursionError):
+        return text
+
+
 def readable(body: bytes, *, pretty: bool) -> str:
     """`body` as text, JSON in lines where it is that and `pretty`; at most TEXT_BYTES_MAX of it."""
     if len(body) <= TEXT_BYTES_MAX:

@@ -16,6 +16,8 @@ LATENCY_WINDOW_S = 60.0
 STUCK_AFTER_S = 10.0
 FULL_SOON = 0.9
 """Of a stream's bytes."""
+SAID_BY_DEVICES = ("TELEMETRY", "SHADOW", "COMMANDS")
+"""What stands in the other streams follows from messages that were counted here."""
 
 
 def picture(readings: Sequence[Reading]) -> Picture:
@@ -31,6 +33,7 @@ def picture(readings: Sequence[Reading]) -> Picture:
     if nats_down is not None:
         stages["nats"] = Stage(health=Health.DOWN, why=nats_down.detail)
     stages["postgresql"] = _postgresql(systems.get("postgresql"), stages)
+    stages["destinations"] = _destinations(readings)
     stages["dead letters"] = _dead(now.fleet)
     return Picture(
         at_ms=int(now.at_s * 1000),
@@ -47,7 +50,7 @@ def figures(readings: Sequence[Reading]) -> dict[str, float | None]:
     """Messages a second, p99 of received-to-stored in seconds, what waits, and devices that are there."""
     now = readings[-1]
     telemetry = (now.streams or {}).get("TELEMETRY")
-    rates = [_accepted_rate(readings, name) for name in now.streams or {} if name not in ("DEAD_LETTERS", "DOWN")]
+    rates = [_accepted_rate(readings, name) for name in now.streams or {} if name in SAID_BY_DEVICES]
     known = [rate for rate in rates if rate is not None]
     return {
         "rate": sum(known) if known else None,
@@ -180,6 +183,18 @@ def _dead(fleet: Fleet | None) -> Stage:
         why=f"{fleet.dead_letters:,} wait for somebody to mend or purge them",
         messages=fleet.dead_letters,
     )
+
+
+def _destinations(readings: Sequence[Reading]) -> Stage:
+    """Where routes go: what they take, and how many jobs wait for their time."""
+    now = readings[-1]
+    entrance = _entrance(readings, "delivered")
+    later, fleet = (now.streams or {}).get("LATER"), now.fleet
+    health, why = entrance.health, entrance.why
+    if fleet is not None and fleet.routes_failing:
+        health = Health.WARNING
+        why = f"{fleet.routes_failing:,} of {fleet.routes:,} routes deliver nothing now"
+    return Stage(health=health, why=why, rate=entrance.rate, lag=None if later is None else later.messages)
 
 
 def _latency(readings: Sequence[Reading]) -> float | None:

@@ -2,6 +2,7 @@
 
 devices ─► http ─┐               ┌─► TELEMETRY ─► ingest-workers ─► postgresql
            mqtt ─┴─► streams ────┼─► SHADOW ─► shadow-workers ─► …
+                                 ├─► ROUTES ─► route-delivery ─► destinations
                                  └─► DEAD_LETTERS ─► rescue-workers ─► dead letters
 """
 
@@ -69,20 +70,24 @@ class Edge(msgspec.Struct, frozen=True, kw_only=True):
     """What the roles' own metrics say, summed over those that answered; None where none of that kind did.
 
     `latency` is the histogram of received-to-stored: upper bound in seconds to cumulative count.
+    `delivered` counts what destinations of routes have taken.
     """
 
     http: int | None = None
     mqtt: int | None = None
+    delivered: int | None = None
     latency: Mapping[float, int] | None = None
 
 
 class Fleet(msgspec.Struct, frozen=True, kw_only=True):
-    """Devices by whether they are there, and dead letters that wait."""
+    """Devices by whether they are there, dead letters that wait, and enabled routes, some of which deliver nothing."""
 
     online: int
     stale: int
     offline: int
     dead_letters: int
+    routes: int = 0
+    routes_failing: int = 0
 
     @property
     def devices(self) -> int:

@@ -1,7 +1,7 @@
 """What the console's pages ask and do, for whoever is signed in: the control API's reach, and what only people need.
 
     page ─► Visitor ─► Caller (services.control)      devices, telemetry, tenants, keys, log of changes
-                  └──► Desk                            searching devices, dead letters
+                  └──► Desk                            searching devices, routes and their health, dead letters
                   └──► Messages, Pipeline, Streams     for operators, but for messages of one's own tenant
 
 Every change goes with its record, as in the control API.
@@ -20,6 +20,7 @@ from pulse.domain.device_search import DeviceSearch
 from pulse.domain.errors import Reason, Refusal
 from pulse.domain.identity import DeviceDetails
 from pulse.domain.query import QueryBounds
+from pulse.domain.route_search import FoundRoute, RouteSearch
 from pulse.domain.shadow import ShadowBounds
 from pulse.services.control import Caller, Control, OpenReach
 from pulse.services.dead_letters import DeadLetters
@@ -32,6 +33,16 @@ class Search(Protocol):
 
     async def search(self, wanted: DeviceSearch, *, after: tuple[str, str], limit: int) -> list[DeviceDetails]:
         """A page of those that match, by tenant and id, behind `after`."""
+
+
+class RouteList(Protocol):
+    """Routes with how their destinations are; raises Outage."""
+
+    async def search(self, wanted: RouteSearch, *, after: tuple[str, str], limit: int) -> list[FoundRoute]:
+        """A page of those that match, by tenant and id, behind `after`."""
+
+    async def find(self, tenant_id: str, route_id: str) -> FoundRoute:
+        """The route of that id. Refusal NOT_FOUND."""
 
 
 class Messages(Protocol):
@@ -49,6 +60,7 @@ class Desk:
     """PostgreSQL as one visitor may use it, beyond the control API's `Reach`."""
 
     search: Search
+    routes: RouteList
     dead_letters: DeadLetters
 
 

@@ -13,6 +13,7 @@ import structlog
 from pulse.domain.browse import ReadMessage, Start, StreamMessage, read_message
 from pulse.domain.errors import Outage, Refusal
 from pulse.domain.query import Cursor, Query, StoredReading
+from pulse.domain.telemetry import EPOCH
 
 log = structlog.get_logger()
 
@@ -127,8 +128,11 @@ class DeviceTail:
     async def look(self) -> Lines:
         """Rows with a time behind that of the last one shown. Raises Outage, Refusal NOT_FOUND."""
         now = self._clock()
+        since = now - timedelta(seconds=LOOK_BACK_S)
+        if self._cursor is not None:
+            since = max(since, EPOCH + timedelta(microseconds=self._cursor.ts_us))
         query = Query(
-            since=now - timedelta(seconds=LOOK_BACK_S),
+            since=since,
             until=now + timedelta(seconds=LOOK_BACK_S),
             metrics=None,
             limit=ROWS_MAX,

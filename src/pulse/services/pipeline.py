@@ -30,8 +30,12 @@ INTERVAL_S = 1.0
 IDLE_INTERVAL_S = 5.0
 READINGS_MAX = 90
 SPARK_EVERY_S = 5.0
+STREAMS_SYSTEM = "nats"
 FLEET_EVERY_S = 5.0
 AUDIT_EVERY_S = 10.0
+SILENT_LOOKS = 2
+"""Looks one after the other at streams that do not answer, and NATS is called away: a client learns of a server that
+was stopped in the middle by its pings alone, half a minute later."""
 READ_S_MAX = 3.0
 """Of one part; what takes longer counts as not readable this time."""
 
@@ -88,6 +92,8 @@ class Pipeline:
         self._picture: Picture | None = None
         self._encoded = b"{}"
         self._changed = asyncio.Event()
+        self._silent_looks = 0
+        self._silent_since_s = 0.0
         self._watchers = 0
         self._wanted = asyncio.Event()
 
@@ -103,7 +109,13 @@ class Pipeline:
 
     def systems(self) -> Sequence[SystemState]:
         """NATS and PostgreSQL as this process sees them, read from memory."""
-        return self._systems()
+        found = self._systems()
+        if self._silent_looks < SILENT_LOOKS:
+            return found
+        silent = SystemState(
+            name=STREAMS_SYSTEM, ok=False, since=self._silent_since_s, detail="no answer from JetStream"
+        )
+        return [silent if each.ok and each.name == STREAMS_SYSTEM else each for each in found]
 
     async def watch(self) -> AsyncGenerator[bytes, None]:
         """The picture as JSON, at once and at each change; encoded once for all."""
@@ -123,7 +135,7 @@ class Pipeline:
         while not stop.is_set():
             started_s = self._clock()
             await self.look()
-            interval_s = INTERVAL_S if self._watchers else IDLE_INTERVAL_S
+            interval_s = INTERVAL_S if self._watchers or self._silent_looks else IDLE_INTERVAL_S
             self._wanted.clear()
             await self._rest(stop, max(0.1, started_s + interval_s - self._clock()))
 
@@ -134,10 +146,11 @@ class Pipeline:
             self._read("streams", self._levels.levels), self._read("metrics", self._edge.edge),
             self._fleet_now(now_s), self._audit_now(now_s),
         )  # fmt: skip
+        self._hear(now_s, answered=levels is not None)
         self._readings.append(
             Reading(
                 at_s=now_s,
-                systems=tuple(self._systems()),
+                systems=tuple(self.systems()),
                 streams=levels,
                 edge=edge or Edge(),
                 fleet=fleet,
@@ -150,6 +163,11 @@ class Pipeline:
         self._encoded = msgspec.json.encode(self._picture)
         self._changed.set()
         self._changed = asyncio.Event()
+
+    def _hear(self, now_s: float, *, answered: bool) -> None:
+        if not answered and not self._silent_looks:
+            self._silent_since_s = now_s
+        self._silent_looks = 0 if answered else self._silent_looks + 1
 
     def _note(self, now_s: float, figures: Mapping[str, float | None]) -> None:
         if now_s - self._spark_at < SPARK_EVERY_S - 0.5:

@@ -22,6 +22,9 @@ from pulse.ui.pages import (
     events,
     live,
     pipeline,
+    route,
+    route_editor,
+    routes,
     settings,
     shadow,
     sign_in,
@@ -33,7 +36,10 @@ from pulse.ui.sessions import SIGN_IN_PATH, NotSignedIn
 
 log = structlog.get_logger()
 
-MODULES = (sign_in, pipeline, devices, device, shadow, commands, live, streams, dead_letters, settings, events)
+MODULES = (
+    sign_in, pipeline, devices, device, shadow, commands, live, streams, routes, route_editor, route, dead_letters,
+    settings, events,
+)  # fmt: skip
 STATUS_OF = {
     Reason.FORBIDDEN: 403,
     Reason.UNAUTHENTICATED: 401,
@@ -84,7 +90,15 @@ def _told(request: Request, status: int, title: str, detail: str, *, system: str
         return JSONResponse({"status": status, "title": title, "detail": detail}, status_code=status)
     visitor = getattr(request.state, "visitor", None)
     return page(
-        request, "error.html", status=status, visitor=visitor, title=title, detail=detail, system=system, name=""
+        request,
+        "error.html",
+        status=status,
+        visitor=visitor,
+        title=title,
+        detail=detail,
+        system=system,
+        may_reload=request.method == "GET",
+        name="",
     )
 
 

@@ -65,7 +65,7 @@ WORKERS = tuple(
     for row, (stream, consumer, title) in enumerate(_ROWS)
 )
 POSTGRESQL = Node("postgresql", "PostgreSQL", "store", 898, _TOP, 164, height=2 * _STEP + NODE_HEIGHT)
-WEBHOOKS = Node("route-delivery", "Webhooks, MQTT", "outside", 898, _TOP + _STEP * 3, 164)
+WEBHOOKS = Node("destinations", "Destinations", "outside", 898, _TOP + _STEP * 3, 164, "/routes")
 DEAD = Node("dead letters", "Dead letters", "dead", 898, _TOP + _STEP * 4, 164, "/dead-letters")
 
 NODES = (DEVICES, HTTP, MQTT, COMMIT, *STREAMS, *WORKERS, POSTGRESQL, WEBHOOKS, DEAD)
@@ -99,6 +99,6 @@ EDGES = (
         Edge(worker.stage, _curve(worker.right, _level(worker, POSTGRESQL.x)), f"{worker.title} to PostgreSQL")
         for worker in WORKERS[:3]
     ),
-    Edge("route-delivery", _curve(WORKERS[3].right, WEBHOOKS.left), "delivery to webhooks"),
+    Edge("destinations", _curve(WORKERS[3].right, WEBHOOKS.left), "delivery to webhooks"),
     Edge("rescue-workers", _curve(WORKERS[4].right, DEAD.left), "rescue to the dead letters"),
 )

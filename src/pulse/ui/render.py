@@ -15,6 +15,7 @@ from starlette.responses import HTMLResponse
 
 from pulse import __version__
 from pulse.domain.account import form_token
+from pulse.domain.browse import readable
 from pulse.services.console import Visitor
 from pulse.ui.assets import Assets
 from pulse.ui.sessions import console_of, secret_of
@@ -37,6 +38,7 @@ PAGES = (
     Page("devices", "/devices", "Devices"),
     Page("live", "/live", "Live tail"),
     Page("streams", "/streams", "Streams", operators=True),
+    Page("routes", "/routes", "Routes"),
     Page("dead-letters", "/dead-letters", "Dead letters"),
     Page("settings", "/settings", "Settings"),
 )
@@ -109,6 +111,16 @@ def pretty(value: object) -> str:
     return msgspec.json.format(msgspec.json.encode(value), indent=2).decode()
 
 
+def breakable(text: str) -> Markup:
+    """A URL or a topic that may be broken behind its slashes."""
+    return Markup("/<wbr>").join(text.split("/"))
+
+
+def readable_json(text: str) -> str:
+    """Text that may be JSON, for reading."""
+    return readable(text.encode(), pretty=True)
+
+
 def query(values: Mapping[str, object], **changed: object) -> str:
     """The query of this page with some values changed; what is empty is left out."""
     kept = {name: value for name, value in {**values, **changed}.items() if value not in (None, "")}
@@ -125,7 +137,7 @@ def make_templates(assets: Assets) -> Environment:
         lstrip_blocks=True,
         auto_reload=False,
     )
-    shown = (rate, count, duration, size, percent, instant, as_json, compact, pretty)
+    shown = (rate, count, duration, size, percent, instant, as_json, compact, pretty, readable_json, breakable)
     environment.filters |= {function.__name__: function for function in shown}
     environment.globals |= {"asset": assets.address, "version": __version__, "missing": assets.missing, "query": query}
     return environment

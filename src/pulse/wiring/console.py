@@ -21,6 +21,7 @@ from pulse.adapters.postgres.console import AccountStore, SessionStore
 from pulse.adapters.postgres.dead_letters import DeadLetterStore
 from pulse.adapters.postgres.fleet import FleetReader
 from pulse.adapters.postgres.pool import Scoped
+from pulse.adapters.postgres.route_overview import RouteOverview
 from pulse.domain.access import ChangeRecord
 from pulse.domain.account import SessionLife
 from pulse.domain.command_requests import CommandBounds
@@ -55,6 +56,7 @@ def open_desk_on(process: Process) -> OpenDesk:
         changing = Scoped(pool=process.pool, tenant_id=tenant_id, record=record)
         return Desk(
             search=FleetReader(reading, presence_after=presence_after),
+            routes=RouteOverview(reading),
             dead_letters=DeadLetters(store=DeadLetterStore(changing), publisher=publisher),
         )
 

@@ -7,6 +7,7 @@ control API (HTTP) ─► Control ─► Reach: stores on a pool, scoped to the 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import msgspec
 
@@ -18,8 +19,9 @@ from pulse.adapters.nats.stream_status import StreamStatusReader
 from pulse.adapters.postgres.access import ChangeLog, KeyStore
 from pulse.adapters.postgres.commands import CommandStore
 from pulse.adapters.postgres.dead_letters import DeadLetterStore
+from pulse.adapters.postgres.guard import Guard
 from pulse.adapters.postgres.identity import IdentityStore
-from pulse.adapters.postgres.pool import Pool, Scoped
+from pulse.adapters.postgres.pool import Pool, Scoped, open_pool
 from pulse.adapters.postgres.recent_messages import RecentMessages
 from pulse.adapters.postgres.registry import RegistryTruth
 from pulse.adapters.postgres.routes import RouteStore
@@ -43,8 +45,10 @@ from pulse.wiring.cli import auditor_on
 from pulse.wiring.console import by_path, console_on
 from pulse.wiring.mqtt_access import mqtt_hooks
 from pulse.wiring.process import Process
-from pulse.wiring.routes import dry_runs_of, sealer_of
+from pulse.wiring.routes import AskedTrials, dry_runs_of, sealer_of
 
+CONNECT_S_MAX = 2.0
+"""How long a connection to PostgreSQL is tried for; a page waits for it."""
 EDGE_TIMEOUT_S = 2.0
 """How long a change waits for the edge to be told; the maintenance role does it otherwise."""
 
@@ -91,7 +95,7 @@ async def ui_services(process: Process) -> list[Service]:
 
     What is not below `/api/` is a broker's question, about health, or a page.
     """
-    settings, nats, pool = process.settings, process.nats, process.pool
+    settings, nats, pool = process.settings, process.nats, await _guarded_pool(process)
     open_reach = open_reach_on(pool, settings, nats)
     declared = load(stream_replicas=settings.stream_replicas)
     control = Control(
@@ -100,6 +104,7 @@ async def ui_services(process: Process) -> list[Service]:
         auditor=auditor_on(nats, pool),
         streams=StreamStatusReader(nats, declared),
         dry_runs=process.stack.enter_context(dry_runs_of(settings)),
+        trials=AskedTrials(nats),
     )
     bounds = ControlBounds(
         query=QueryBounds(
@@ -115,7 +120,7 @@ async def ui_services(process: Process) -> list[Service]:
         key_requests_max=settings.ui_key_requests_max,
     )
     console, pipeline = console_on(
-        process, control=control, open_reach=open_reach, query=bounds.query, declared=declared
+        replace(process, pool=pool), control=control, open_reach=open_reach, query=bounds.query, declared=declared
     )
     other: Application = by_path(console, health_app(checks=process.checks, registry=process.metrics))
     if settings.mqtt_hook_secret:
@@ -131,3 +136,19 @@ async def ui_services(process: Process) -> list[Service]:
     )
     service.bind()
     return [pipeline, service]
+
+
+async def _guarded_pool(process: Process) -> Pool:
+    """A pool of its own: whoever looks at a page waits for no PostgreSQL that is known to be away."""
+    settings, guard = process.settings, Guard()
+    process.told_of_postgresql.append(guard)
+    return await process.stack.enter_async_context(
+        open_pool(
+            settings.database_url,
+            size_max=settings.ui_database_connections,
+            timeout_s=settings.database_timeout_s,
+            connect_s_max=min(CONNECT_S_MAX, settings.database_timeout_s),
+            application_name="pulse ui",
+            make=guard.connect,
+        )
+    )

@@ -15,6 +15,8 @@ BODY_BYTES_MAX = 1 << 20
 HTTP = re.compile(r'^pulse_gateway_requests_total\{[^}]*status="2\d\d"[^}]*\} (\S+)$', re.MULTILINE)
 HTTP_KNOWN = "# TYPE pulse_gateway_requests_total"
 MQTT = re.compile(r"^pulse_bridge_received_total (\S+)$", re.MULTILINE)
+DELIVERED = re.compile(r'^pulse_delivery_jobs_total\{outcome="delivered"\} (\S+)$', re.MULTILINE)
+DELIVERED_KNOWN = "# TYPE pulse_delivery_jobs_total"
 LATENCY = re.compile(r'^pulse_ingest_end_to_end_seconds_bucket\{le="([^"]+)"\} (\S+)$', re.MULTILINE)
 
 
@@ -48,11 +50,17 @@ def edge_of(texts: Sequence[str]) -> Edge:
     """What texts in Prometheus' format 0.0.4 say together."""
     http = [_sum(HTTP.findall(text)) for text in texts if HTTP_KNOWN in text]
     mqtt = [_sum(found) for text in texts if (found := MQTT.findall(text))]
+    delivered = [_sum(DELIVERED.findall(text)) for text in texts if DELIVERED_KNOWN in text]
     latency: dict[float, int] = {}
     for text in texts:
         for bound, count in LATENCY.findall(text):
             latency[float(bound)] = latency.get(float(bound), 0) + int(float(count))
-    return Edge(http=sum(http) if http else None, mqtt=sum(mqtt) if mqtt else None, latency=latency or None)
+    return Edge(
+        http=sum(http) if http else None,
+        mqtt=sum(mqtt) if mqtt else None,
+        delivered=sum(delivered) if delivered else None,
+        latency=latency or None,
+    )
 
 
 def _sum(values: Iterable[str]) -> int:

@@ -8,7 +8,7 @@ work as the role that row-level security holds to one tenant (migration 0003), f
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -23,6 +23,7 @@ from pulse.domain.access import TENANT_ROLE, ChangeRecord
 from pulse.domain.errors import ConfigurationError
 
 Pool: TypeAlias = "asyncpg.Pool[asyncpg.Record]"
+Connect: TypeAlias = "Callable[..., Coroutine[Any, Any, asyncpg.Connection[asyncpg.Record]]]"
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record] | PoolConnectionProxy[asyncpg.Record]"
 
 logger = structlog.get_logger()
@@ -57,24 +58,31 @@ Database: TypeAlias = "Pool | Scoped"
 
 @asynccontextmanager
 async def open_pool(
-    database_url: str, *, size_max: int, timeout_s: float, application_name: str
+    database_url: str,
+    *,
+    size_max: int,
+    timeout_s: float,
+    application_name: str,
+    connect_s_max: float | None = None,
+    make: Connect | None = None,
 ) -> AsyncIterator[Pool]:
-    """A pool of at most `size_max` connections, made when first needed: PostgreSQL may be away now.
+    """A pool of at most `size_max` connections, made when first needed (by `make`): PostgreSQL may be away now.
 
-    `timeout_s` bounds each connection attempt and each statement. Use it through `transaction`, which maps errors.
+    `timeout_s` bounds each statement, and each connection attempt where `connect_s_max` does not. Use it through
+    `transaction`, which maps errors.
     """
     pool: Pool = asyncpg.create_pool(
         database_url,
         min_size=0,
         max_size=size_max,
-        timeout=timeout_s,
+        timeout=connect_s_max or timeout_s,
         command_timeout=timeout_s,
         max_inactive_connection_lifetime=IDLE_S_MAX,
         # PgBouncer allows application_name and refuses most other startup parameters
         server_settings={"application_name": application_name},
         statement_cache_size=0,
         reset=_keep,
-        connect=_connect,
+        connect=make or connect,
     )
     await pool
     try:
@@ -83,7 +91,7 @@ async def open_pool(
         await _close(pool)
 
 
-async def _connect(*args: Any, **options: Any) -> asyncpg.Connection[asyncpg.Record]:
+async def connect(*args: Any, **options: Any) -> asyncpg.Connection[asyncpg.Record]:
     """asyncpg.connect, which tells of a malformed URL by a bare ValueError as well, with pieces of it in its text."""
     try:
         return await asyncpg.connect(*args, **options)
@@ -116,7 +124,7 @@ async def open_connection(database_url: str, *, timeout_s: float, application_na
     Raises Outage or ConfigurationError where it cannot be made. `timeout_s` bounds the attempt and each statement.
     """
     with mapped():
-        connection = await _connect(
+        connection = await connect(
             database_url,
             timeout=timeout_s,
             command_timeout=timeout_s,

@@ -3,35 +3,57 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Sequence
+from typing import Protocol
 
-from pulse.adapters.postgres.pool import Pool, transaction
+from pulse.adapters.postgres.errors import mapped
+from pulse.adapters.postgres.pool import Pool
 from pulse.domain.errors import Outage
 
 INTERVAL_S = 2.0
 
 
+class Told(Protocol):
+    """Who wants to know."""
+
+    def up(self) -> None:
+        """PostgreSQL answers."""
+
+    def down(self, detail: str) -> None:
+        """It does not, and `detail` says why."""
+
+
 class DatabaseWatch:
-    """Calls `up`, or `down` with what is wrong, at each look."""
+    """Tells all of `told`, which may grow, at each look; what is away is known within two intervals."""
 
     name = "postgresql watch"
 
-    def __init__(self, pool: Pool, *, up: Callable[[], None], down: Callable[[str], None]) -> None:
+    def __init__(self, pool: Pool, *, told: Sequence[Told]) -> None:
         self._pool = pool
-        self._up = up
-        self._down = down
+        self._told = told
 
     async def run(self, stop: asyncio.Event) -> None:
         """Look until `stop`."""
         while not stop.is_set():
             try:
-                async with transaction(self._pool, acquire_timeout_s=INTERVAL_S) as connection:
-                    await connection.execute("SELECT 1", timeout=INTERVAL_S)
+                await self._look()
             except Outage as outage:
-                self._down(outage.message)
+                for each in self._told:
+                    each.down(outage.message)
             else:
-                self._up()
+                for each in self._told:
+                    each.up()
             try:
                 await asyncio.wait_for(stop.wait(), INTERVAL_S)
             except TimeoutError:
                 continue
+
+    async def _look(self) -> None:
+        with mapped():
+            async with self._pool.acquire(timeout=INTERVAL_S) as connection:
+                try:
+                    await connection.execute("SELECT 1", timeout=INTERVAL_S)
+                except TimeoutError:
+                    # Given back, it would be waited for until the server has acknowledged that nobody asks any more.
+                    connection.terminate()
+                    raise

@@ -28,7 +28,16 @@ from pulse.ui.sessions import TheConsole, TheVisitor
 POINTS = 600
 """Of one chart, at most: more than its pixels say nothing."""
 WIDTHS_S = (1, 2, 5, 10, 15, 30, 60, 300, 600, 900, 1800, 3600, 7200, 14_400, 21_600, 43_200, 86_400, 604_800)
-RANGES = (("15m", 900), ("1h", 3600), ("6h", 21_600), ("24h", 86_400), ("7d", 604_800), ("30d", 2_592_000))
+RANGES = (
+    ("15m", 900),
+    ("1h", 3600),
+    ("6h", 21_600),
+    ("24h", 86_400),
+    ("7d", 604_800),
+    ("30d", 2_592_000),
+    ("1y", 31_536_000),
+)
+RANGE = "1h"
 OVERLAP_S = 86_400
 METRICS_MAX = 24
 """Charts on one page; the rest is in the table of latest values, each with a link to its own."""
@@ -58,6 +67,7 @@ async def show(
     tenant_id: TenantId,
     device_id: DeviceId,
     shadow: ShadowName = "",
+    range_: Annotated[str, Query(alias="range", max_length=8)] = RANGE,
     done: Annotated[str, Query(max_length=200)] = "",
 ) -> Response:
     """The device; its charts are asked for by the page itself."""
@@ -76,6 +86,7 @@ async def show(
         values=values,
         charted=[name for name in numeric if not isinstance(values[name][1], bool)][:METRICS_MAX],
         ranges=RANGES,
+        chosen=range_ if range_ in dict(RANGES) else RANGE,
         done=done,
         names=await reach.shadows.names(tenant_id, device_id),
         ttl_s=console.command.command_ttl_s,

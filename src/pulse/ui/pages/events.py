@@ -2,7 +2,8 @@
 
     ?topic=pipeline                                   the picture, each second, encoded once for all tabs
     ?topic=tail&stream=TELEMETRY&tenant=&device=      messages as they are stored
-    ?topic=device&tenant=…&device=…                   the device's newest rows
+    ?topic=device&tenant=…&device=…                   the device's newest rows, and a mark of its shadow and commands
+    ?topic=route&tenant=…&route=…                     a mark of the route and how its destination is
 
 Every stream also tells `systems`: what is away, and since when. It ends after STREAM_S_MAX, and the browser comes back
 with a session that is then checked again.
@@ -25,6 +26,7 @@ from pulse.domain.shadow import ShadowKey
 from pulse.services.console import Console, Visitor
 from pulse.services.device_watch import DeviceWatch
 from pulse.services.live_tail import DeviceTail, StreamTail
+from pulse.services.route_watch import RouteWatch
 from pulse.ui.sessions import TheConsole, TheVisitor
 
 STREAM_S_MAX = 300.0
@@ -34,7 +36,7 @@ KEY_STREAMS_MAX = 50
 RETRY = b"retry: 2000\n\n"
 
 OptionalId = Annotated[str, Query(pattern=f"^({ID_PATTERN})?$")]
-Topic = Literal["pipeline", "tail", "device", "systems"]
+Topic = Literal["pipeline", "tail", "device", "route", "systems"]
 
 router = APIRouter()
 _open: dict[int, int] = {}
@@ -50,9 +52,12 @@ async def events(
     tenant: OptionalId = "",
     device: OptionalId = "",
     shadow: OptionalId = "",
+    route: OptionalId = "",
 ) -> StreamingResponse:
     """What `topic` says, until the tab goes."""
-    found = _events(console, visitor, topic=topic, stream=stream, tenant=tenant, device=device, shadow=shadow)
+    found = _events(
+        console, visitor, topic=topic, stream=stream, tenant=tenant, device=device, shadow=shadow, route=route
+    )
     key_id = visitor.key.key_id
     if _open.get(key_id, 0) >= KEY_STREAMS_MAX or sum(_open.values()) >= STREAMS_MAX:
         raise LimitExceeded(
@@ -68,7 +73,15 @@ async def events(
 
 
 def _events(
-    console: Console, visitor: Visitor, *, topic: Topic, stream: str, tenant: str, device: str, shadow: str
+    console: Console,
+    visitor: Visitor,
+    *,
+    topic: Topic,
+    stream: str,
+    tenant: str,
+    device: str,
+    shadow: str,
+    route: str,
 ) -> AsyncGenerator[tuple[str, bytes], None]:
     """Event names and JSON. Raises Refusal for what the visitor may not see."""
     if topic == "pipeline":
@@ -79,12 +92,18 @@ def _events(
         if subject is None:
             visitor.check_operator()
         messages = StreamTail(console.messages, stream=stream, subject=subject, device_id=device or None)
-        return _named("messages", messages.watch())
+        return _with_systems(console, _named("messages", messages.watch()))
     if topic == "device":
         reach = visitor.caller.reading(tenant)
         tail = DeviceTail(reach.telemetry, tenant_id=tenant, device_id=device)
         key = ShadowKey(tenant, device, shadow)
-        return DeviceWatch(tail, shadows=reach.shadows, commands=reach.commands, key=key).watch()
+        return _with_systems(
+            console, DeviceWatch(tail, shadows=reach.shadows, commands=reach.commands, key=key).watch()
+        )
+    if topic == "route":
+        visitor.caller.reading(tenant)
+        watch = RouteWatch(visitor.desk().routes, tenant_id=tenant, route_id=route)
+        return _with_systems(console, _named("mark", watch.watch()))
     return _systems(console)
 
 
@@ -92,6 +111,22 @@ async def _named(name: str, parts: AsyncGenerator[bytes, None]) -> AsyncGenerato
     try:
         async for part in parts:
             yield name, part
+    finally:
+        await parts.aclose()
+
+
+async def _with_systems(
+    console: Console, parts: AsyncGenerator[tuple[str, bytes], None]
+) -> AsyncGenerator[tuple[str, bytes], None]:
+    """The same, and what is away, at first and whenever that changes; `parts` yields once a second or so."""
+    said = b""
+    try:
+        async for part in parts:
+            told = msgspec.json.encode(console.pipeline.systems())
+            if told != said:
+                said = told
+                yield "systems", told
+            yield part
     finally:
         await parts.aclose()
 

@@ -8,7 +8,8 @@
   const figures = new Map([...section.querySelectorAll("[data-metric]")].map((each) => [each.dataset.metric, each]));
   const plots = new Map();
   const FOLLOW_EVERY_MS = 5000;
-  let range = { length_s: 3600, zoomed: null };
+  const chosen = section.querySelector('[data-range][aria-pressed="true"]');
+  let range = { length_s: Number(chosen.dataset.range), zoomed: null };
   let asked = 0;
   let shownAt = 0;
   let series = null;
@@ -122,7 +123,12 @@
     } catch {
       return;
     }
-    if (!answer.ok || turn !== asked) return;
+    if (turn !== asked) return;
+    if (!answer.ok) {
+      const said = await answer.json().catch(() => ({}));
+      section.querySelector("[data-range-shown]").textContent = said.detail || "the charts cannot be read now";
+      return;
+    }
     series = await answer.json();
     shownAt = Date.now();
     draw();
@@ -142,6 +148,9 @@
     if (!button) return;
     for (const each of section.querySelectorAll("[data-range]")) each.setAttribute("aria-pressed", String(each === button));
     range = { length_s: Number(button.dataset.range), zoomed: null };
+    const link = new URL(location.href);
+    link.searchParams.set("range", button.textContent);
+    history.replaceState(null, "", link);
     load();
   });
   document.addEventListener("pulse:reading", () => {

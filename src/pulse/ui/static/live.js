@@ -4,7 +4,8 @@
 //   data-live="stages.http.rate" data-as="rate"   the text follows that value of the picture
 //   data-stage / data-edge / data-spark            health, speed and history of a stage
 //   data-tail="messages|rows"                      lines as they come
-//   data-parts, data-part                          a device's shadow and commands
+//   data-parts, data-part                          what moves of a device or a route
+//   data-steps="id"                                a button whose form is answered step by step
 
 const ABSENT = "–";
 const TAIL_LINES_MAX = 500;
@@ -315,6 +316,20 @@ async function showParts(mark) {
   place.dataset.mark = fresh.querySelector("[data-mark]").dataset.mark;
 }
 
+// A page that an outage has kept away: it is asked for again until it is there.
+const COMES_BACK_EVERY_MS = 3000;
+async function comeBack() {
+  if (!document.hidden) {
+    const answer = await fetch(location.href, { headers: { accept: "text/html" } }).catch(() => null);
+    if (answer && answer.status !== 503) {
+      location.reload();
+      return;
+    }
+  }
+  setTimeout(comeBack, COMES_BACK_EVERY_MS);
+}
+if (document.querySelector("[data-comes-back]")) setTimeout(comeBack, COMES_BACK_EVERY_MS);
+
 // The tab's one stream.
 let source = null;
 function connect() {
@@ -366,6 +381,74 @@ document.addEventListener("click", (event) => {
   }
 });
 
+// What a form does to many is told line by line; ending the request ends it.
+document.addEventListener("submit", (event) => {
+  const button = event.submitter;
+  if (!button || !button.dataset.steps) return;
+  event.preventDefault();
+  if (!button.disabled) followSteps(event.target, button);
+});
+
+async function followSteps(form, button) {
+  const place = document.getElementById(button.dataset.steps);
+  const [words, bar, stop] = ["[data-words]", "progress", "[data-stop]"].map((each) => place.querySelector(each));
+  const request = new AbortController();
+  let far = { done: 0, total: 0 };
+  const verb = button.dataset.verb;
+  const many = () => `${number(far.done, 0)} of ${number(Math.max(far.total, far.done), 0)} ${verb}`;
+  const body = new URLSearchParams(new FormData(form));
+  body.set(button.name, button.value);
+  for (const each of form.querySelectorAll("button")) each.disabled = true;
+  place.hidden = false;
+  setText(words, "begun");
+  stop.addEventListener("click", () => request.abort(), { once: true });
+  let ended = "The connection broke";
+  try {
+    const answer = await fetch(form.getAttribute("action"), {
+      method: "POST",
+      body,
+      headers: { accept: "application/x-ndjson, application/json" },
+      redirect: "error",
+      signal: request.signal,
+    });
+    if (!answer.ok) throw new Error((await answer.json()).detail);
+    for await (const line of linesOf(answer.body)) {
+      const told = JSON.parse(line);
+      if (told.go) {
+        location.assign(told.go);
+        return;
+      }
+      far = told;
+      bar.max = Math.max(far.total, far.done, 1);
+      bar.value = far.done;
+      setText(words, many());
+    }
+  } catch (error) {
+    ended = request.signal.aborted ? "Cancelled" : `It stopped: ${error.message}`;
+  }
+  setText(words, `${ended}: ${many()}, the rest is as it was.`);
+  place.querySelector("[data-hint]").hidden = true;
+  const anew = document.createElement("button");
+  anew.type = "button";
+  anew.className = "quiet small";
+  anew.textContent = "Show what is left";
+  anew.addEventListener("click", () => location.reload());
+  stop.replaceWith(anew);
+  anew.focus();
+}
+
+async function* linesOf(stream) {
+  const reader = stream.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
+  for (;;) {
+    const { done, value } = await reader.read();
+    if (done) return;
+    const lines = (rest + value).split("\n");
+    rest = lines.pop();
+    yield* lines.filter(Boolean);
+  }
+}
+
 document.addEventListener("change", (event) => {
   const into = event.target.dataset.into;
   const file = into && event.target.files[0];
@@ -374,5 +457,6 @@ document.addEventListener("change", (event) => {
 
 document.addEventListener("htmx:afterSwap", (event) => localize(event.detail.target.ownerDocument));
 localize(document);
+document.querySelector(".side nav [aria-current]")?.scrollIntoView({ block: "nearest", inline: "center" });
 for (const svg of document.querySelectorAll("[data-spark]")) drawSpark(svg, JSON.parse(svg.dataset.values));
 connect();
