@@ -15,6 +15,8 @@ from compose_server import Finished, container_environment, made_password, nats_
 from compose_stack import Stack
 
 WAIT_S_MAX = 60.0
+STOP_S_MAX = 30.0
+"""A role drains in seconds; how many a busy machine makes of them is not what is asked here."""
 
 
 def passwords() -> dict[str, str]:
@@ -29,7 +31,7 @@ def ask(url: str, *, body: object = None, token: str = "") -> tuple[int, str]:
     if data is not None:
         headers["Content-Type"] = "application/json"
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, data=data, headers=headers), timeout=15) as answer:  # noqa: S310
+        with urllib.request.urlopen(urllib.request.Request(url, data=data, headers=headers), timeout=60) as answer:  # noqa: S310
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as error:
         with error:

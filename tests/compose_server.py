@@ -22,7 +22,7 @@ from pulse.adapters.embedded.nats_server import find_binary
 from pulse.adapters.embedded.process import ManagedProcess
 
 HOST = "127.0.0.1"
-COMMAND_S_MAX = 60.0
+COMMAND_S_MAX = 150.0
 NATS_CLI = "github.com/nats-io/natscli/nats@v0.5.1"
 
 

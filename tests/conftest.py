@@ -46,7 +46,9 @@ _worker, _workers = os.environ.get("PYTEST_XDIST_WORKER", "gw0"), os.environ.get
 ports.UNCLAIMED_PORTS = range(15_000 + 16 * int(_worker[2:]), 32_000, 16 * int(_workers))
 
 # How long an example takes depends on what else the machine does; pytest's own timeout bounds a test.
-hypothesis.settings.register_profile("pulse", deadline=None, print_blob=True)
+hypothesis.settings.register_profile(
+    "pulse", deadline=None, print_blob=True, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
 hypothesis.settings.load_profile("pulse")
 
 

@@ -41,7 +41,7 @@ from pulse.runtime.settings import Settings
 from pulse.services.control import Control
 from pulse.topology.declared import load
 from pulse.wiring.cli import auditor_on
-from pulse.wiring.routes import dry_runs_of
+from pulse.wiring.routes import AskedTrials, dry_runs_of
 from pulse.wiring.ui import RegistryEdge, open_reach_on
 
 BOUNDS = ControlBounds(
@@ -142,6 +142,7 @@ async def control_api(
             auditor=auditor_on(client, pool),
             streams=StreamStatusReader(client, declared),
             dry_runs=stack.enter_context(dry_runs_of(settings)),
+            trials=AskedTrials(client),
         )
         app = control_app(control=control, bounds=BOUNDS, other=not_here)
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://pulse") as http:

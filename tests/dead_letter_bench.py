@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import asyncpg
@@ -18,17 +18,15 @@ import msgspec
 from prometheus_client import CollectorRegistry
 
 from pulse.adapters.nats.audit import AuditReader
-from pulse.adapters.nats.connection import PulseClient, connection
+from pulse.adapters.nats.connection import PulseClient
 from pulse.adapters.nats.consumer import PullConsumer
 from pulse.adapters.nats.origin import OriginStreams
-from pulse.adapters.nats.provisioner import Provisioner
 from pulse.adapters.nats.single_consumer import SingleConsumer
 from pulse.adapters.nats.streams import stream_state
 from pulse.adapters.postgres.command_settling import CommandSettling
 from pulse.adapters.postgres.dead_letters import DeadLetterStore, RescueStore
 from pulse.adapters.postgres.ledger import LedgerReader
-from pulse.adapters.postgres.migrate import available, migrate
-from pulse.adapters.postgres.pool import Pool, open_connection, open_pool
+from pulse.adapters.postgres.pool import Pool
 from pulse.adapters.postgres.shadow_settling import ShadowSettlements
 from pulse.adapters.postgres.telemetry import TelemetryStore
 from pulse.domain.audit import StreamAudit
@@ -47,9 +45,12 @@ from pulse.services.shadow import ShadowSettler
 from pulse.topology.declared import Declared, DeclaredConsumer, load
 from pulse.wiring.rescue import rescued_streams
 from pulse.wiring.streams import COMMANDS, DEAD_LETTERS, INGEST_WORKERS, RESCUE_WORKERS, SHADOW, TELEMETRY
+from worker_bench import LIMIT_S, apply, created_ns, servers, until
 
-LIMIT_S = 30.0
 ACK_WAIT_S = 0.3
+"""Of the rescue, which never runs out of deliveries."""
+WORKERS_ACK_WAIT_S = 2.0
+"""Of all others: a batch in hand must not run out of its three deliveries where the machine pauses for a moment."""
 DECODER = PayloadDecoder(
     Bounds(
         metric_count_max=100,
@@ -61,14 +62,18 @@ DECODER = PayloadDecoder(
 )
 
 
-def topology(*, ack_wait_s: float = ACK_WAIT_S) -> Declared:
-    """What is shipped, with short ack waits."""
+def topology(*, ack_wait_s: float = ACK_WAIT_S, workers_ack_wait_s: float = WORKERS_ACK_WAIT_S) -> Declared:
+    """What is shipped, with short ack waits; `ack_wait_s` is that of the rescue."""
     shipped = load()
+
+    def waits_ns(consumer: str) -> int:
+        return int((ack_wait_s if consumer == RESCUE_WORKERS else workers_ack_wait_s) * 1e9)
+
     return Declared(
         streams=shipped.streams,
         consumers=tuple(
             DeclaredConsumer(
-                stream=each.stream, config=msgspec.structs.replace(each.config, ack_wait=int(ack_wait_s * 1e9))
+                stream=each.stream, config=msgspec.structs.replace(each.config, ack_wait=waits_ns(each.config.name))
             )
             for each in shipped.consumers
         ),
@@ -85,13 +90,6 @@ def envelope(payload: bytes = b'{"metrics":{"n":1}}', *, tenant: str = "t1", dev
         source="http",
         payload=payload,
     )
-
-
-async def until(holds: Callable[[], Awaitable[bool]], *, limit_s: float = LIMIT_S) -> None:
-    """Return once `holds` says so."""
-    async with asyncio.timeout(limit_s):
-        while not await holds():  # noqa: ASYNC110 - what is waited for is in other processes
-            await asyncio.sleep(0.02)
 
 
 @dataclass
@@ -134,8 +132,7 @@ class Bench:
 
     async def apply(self, declared: Declared) -> None:
         """Make the streams and consumers so."""
-        provisioner = Provisioner(self.client)
-        await provisioner.apply(declared, await provisioner.plan(declared))
+        await apply(self.client, declared)
 
     async def publish(self, *bodies: bytes, subject: str = "telemetry.t1", **headers: str) -> list[int]:
         """Store messages; returns their sequences."""
@@ -216,7 +213,7 @@ class Bench:
         return {TELEMETRY: telemetry, SHADOW: shadow, COMMANDS: commands}
 
     async def ingest(self, done: Callable[[], Awaitable[bool]]) -> None:
-        """Run an ingest worker until `done`."""
+        """Run an ingest worker until `done`; with its one writer, batches commit in the order of the stream."""
         async with PullConsumer(
             self.client,
             stream=TELEMETRY,
@@ -231,7 +228,7 @@ class Bench:
                 store=TelemetryStore(self.pool, stream=TELEMETRY),
                 decoder=DECODER,
                 metrics=IngestMetrics(CollectorRegistry()),
-                writers=2,
+                writers=1,
                 retry_delay_s_min=0.02,
                 retry_delay_s_max=0.1,
                 probe=lambda _: None,
@@ -282,23 +279,13 @@ class Bench:
 
     def created_ns(self, stream: str) -> Callable[[], Awaitable[int]]:
         """Asks when `stream` was made."""
-
-        async def created_ns() -> int:
-            return (await stream_state(self.client, stream)).created_ns
-
-        return created_ns
+        return created_ns(self.client, stream)
 
 
 @asynccontextmanager
 async def bench(nats_url: str, database_url: str) -> AsyncIterator[Bench]:
     """Streams and tables made, and connections to both."""
-    async with AsyncExitStack() as stack:
-        async with open_connection(database_url, timeout_s=10, application_name="test") as database:
-            await migrate(database, available())
-        client = await stack.enter_async_context(connection(nats_url, name="test"))
-        pool = await stack.enter_async_context(
-            open_pool(database_url, size_max=4, timeout_s=10, application_name="test")
-        )
+    async with servers(nats_url, database_url, size_max=4) as (client, pool):
         made = Bench(client, pool)
         await made.apply(topology())
         yield made

@@ -11,10 +11,11 @@ import signal
 import sys
 from collections.abc import Iterable
 
-from pulse.app import Role, serve
+from pulse.app import serve
 from pulse.domain.settlement import Message, Settlement, settle
 from pulse.domain.telemetry import PayloadDecoder
 from pulse.runtime.layers import load
+from pulse.runtime.roles import Role
 from pulse.services import ingest
 
 DEADLY = b'"deadly"'

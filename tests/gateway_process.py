@@ -34,6 +34,8 @@ SOURCE = Path(__file__).resolve().parents[1] / "src"
 TOKEN = "pulse_token"
 NOWHERE = "postgresql://pulse@127.0.0.1:1/pulse"
 LIMIT_S = 30.0
+START_S_MAX = 60.0
+"""A process imports much before it answers, and others may be doing the same."""
 
 
 async def prepare(client: PulseClient, tenants: Sequence[str] = ("acme",), *, devices: int = 3) -> None:
@@ -75,7 +77,7 @@ async def serving(client: PulseClient, settings: Settings) -> AsyncIterator[str]
             stack=stack,
         )
         own = await gateway_services(process)
-        async with asyncio.timeout(LIMIT_S), asyncio.TaskGroup() as group:
+        async with asyncio.timeout(4 * LIMIT_S), asyncio.TaskGroup() as group:
             group.create_task(run_services([*process.shared, *own], stop=stop, drain_s_max=4.0))
             url = f"http://127.0.0.1:{settings.gateway_port}"
             await answers(f"{url}/readyz")
@@ -85,7 +87,7 @@ async def serving(client: PulseClient, settings: Settings) -> AsyncIterator[str]
 
 async def answers(url: str, *, status: int = 200) -> None:
     """Return once `url` is answered with `status`."""
-    async with asyncio.timeout(LIMIT_S), aiohttp.ClientSession() as session:
+    async with asyncio.timeout(START_S_MAX), aiohttp.ClientSession() as session:
         while True:
             try:
                 async with session.get(url) as answer:
@@ -124,7 +126,7 @@ class GatewayProcess:
             await answers(f"{self.url}/readyz")
             yield self
         finally:
-            await asyncio.to_thread(self.process.stop, 5.0)
+            await asyncio.to_thread(self.process.stop, 30.0)
             sys.stdout.write(f"\n--- the gateway said last:\n{self.log_path.read_text('utf-8')[-8000:]}\n")
 
 

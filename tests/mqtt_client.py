@@ -13,7 +13,7 @@ import paho.mqtt.client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion
 
 HOST = "127.0.0.1"
-WAIT_S_MAX = 15.0
+WAIT_S_MAX = 45.0
 GRANTED_MAX = 2
 
 

@@ -19,7 +19,7 @@ from pulse.adapters.postgres.pool import Pool, open_connection, open_pool, trans
 from pulse.domain.identity import NewDevice
 from pulse.domain.presence import PRESENCE_AFTER
 
-PROCESS_S_MAX = 60
+PROCESS_S_MAX = 120
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,9 +28,9 @@ import psutil  # type: ignore[import-untyped]
 from pulse.adapters.embedded import ports
 
 SOURCE = Path(__file__).resolve().parents[1] / "src"
-READY_S_MAX = 60.0
-COMMAND_S_MAX = 60.0
-END_S_MAX = 30.0
+READY_S_MAX = 90.0
+COMMAND_S_MAX = 150.0
+END_S_MAX = 90.0
 """How long an ending process is waited for; that it ends within five seconds is asserted where it is the claim."""
 HEALTH_PORTS = 8
 
@@ -292,7 +292,7 @@ class Instance:
             headers=headers,
         )
         try:
-            with urllib.request.urlopen(request, timeout=15) as answer:  # noqa: S310 - as above
+            with urllib.request.urlopen(request, timeout=COMMAND_S_MAX) as answer:  # noqa: S310 - as above
                 return answer.status, json.load(answer)
         except urllib.error.HTTPError as error:
             with error:

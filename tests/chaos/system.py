@@ -35,7 +35,6 @@ from pulse.adapters.postgres.identity import IdentityStore
 from pulse.adapters.postgres.migrate import available, migrate
 from pulse.adapters.postgres.pool import open_connection, open_pool
 from pulse.adapters.postgres.registry import RegistryTruth
-from pulse.app import INGEST_WORKERS, TELEMETRY, open_auditor
 from pulse.domain.audit import StreamAudit
 from pulse.domain.errors import Outage
 from pulse.domain.identity import NewDevice
@@ -45,6 +44,8 @@ from pulse.domain.registry import device_key, tenant_key
 from pulse.runtime.settings import Settings
 from pulse.topology.declared import Declared
 from pulse.topology.declared import load as load_declared
+from pulse.wiring.cli import open_auditor
+from pulse.wiring.streams import INGEST_WORKERS, TELEMETRY
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
 ROUNDS = int(os.environ.get("PULSE_CHAOS_ROUNDS", "1"))
@@ -53,9 +54,11 @@ SEEDS = range(SEED, SEED + ROUNDS)
 """One round by default; `PULSE_CHAOS_ROUNDS=20 PULSE_CHAOS_SEED=7` for a long run from another seed."""
 ACK_WAIT_S = 2.0
 """In place of the declared 30 s, so that a redelivery does not take the whole test."""
-DRAIN_S_MAX = 45.0
+DRAIN_S_MAX = 75.0
+"""Of which an ack wait as shipped takes 30 s."""
+READY_S_MAX = 60.0
 AUDIT_PAUSE_S_MAX = 0.2
-TIMEOUT_S = 10.0
+TIMEOUT_S = 30.0
 PORT_TRIES = 3
 """Others look for a free port at the same moment."""
 EXIT_CONFIGURATION = 2
@@ -138,6 +141,7 @@ class Role:
             [sys.executable, "-m", "pulse", "serve", self.name.partition("-")[0]],
             log_path=self._folder / f"{self.name}.log",
             ready=lambda: _answers(url),
+            ready_s_max=READY_S_MAX,
             environment={**self._environment, "PULSE_HEALTH_PORT": str(health_port), **variables},
             working_directory=self._folder,
         )
@@ -147,7 +151,7 @@ class Role:
         assert self._process is not None
         self._process.kill()
 
-    async def stop(self, limit_s: float = 10.0) -> int | None:
+    async def stop(self, limit_s: float = 30.0) -> int | None:
         """SIGTERM; returns its exit code."""
         assert self._process is not None
         await asyncio.to_thread(self._process.stop, limit_s)
@@ -173,8 +177,10 @@ class Role:
             keeper.cancel()
             await asyncio.wait([keeper])
             self.kill()
-            sys.stdout.write(f"\n--- {self.name} died of {self.deaths}; said last:\n")
-            sys.stdout.write(self.output[-LOG_CHARACTERS_SHOWN:])
+            if self.deaths or "PYTEST_CURRENT_TEST" in os.environ:  # a benchmark has nothing to say of one that lived
+                said = [line for line in self.output.splitlines(keepends=True) if '"settings"' not in line]
+                sys.stdout.write(f"\n--- {self.name} died of {self.deaths}; said last:\n")
+                sys.stdout.write("".join(said)[-LOG_CHARACTERS_SHOWN:])
             if not keeper.cancelled():
                 keeper.result()
 

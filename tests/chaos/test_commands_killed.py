@@ -28,11 +28,11 @@ from conftest import NatsServerFactory
 from pulse.adapters.embedded import ports
 from pulse.adapters.postgres.commands import CommandStore
 from pulse.adapters.postgres.pool import open_pool
-from pulse.app import open_auditor
 from pulse.domain.audit import StreamAudit
 from pulse.domain.command import NewCommand
+from pulse.wiring.cli import open_auditor
 
-pytestmark = [pytest.mark.chaos, pytest.mark.parametrize("seed", SEEDS), pytest.mark.timeout(280)]
+pytestmark = [pytest.mark.chaos, pytest.mark.parametrize("seed", SEEDS), pytest.mark.timeout(500)]
 
 DEVICES = int(os.environ.get("PULSE_CHAOS_COMMANDED", "200"))
 EACH = 5

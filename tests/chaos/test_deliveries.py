@@ -27,7 +27,8 @@ from pulse.domain.route import DestinationSpec, Webhook
 
 HEALTHY, HANGING, REFUSING, FAILING_TWICE, BUSY = 130, 20, 20, 20, 10
 JOBS_HEALTHY, JOBS_OTHERS = 5, 2
-HANG_S = 1.5
+HANG_S = 4.0
+"""Of which a job that hangs has three, in which the healthy ones have to be through."""
 RETRY_AFTER_S = 2
 
 

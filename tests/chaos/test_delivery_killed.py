@@ -32,6 +32,7 @@ def first_time_away(destination: Destination, request: Request) -> bytes:
     return answer(503) if seen == 1 else OK
 
 
+@pytest.mark.timeout(300 + JOBS / 50)
 @pytest.mark.parametrize("seed", SEEDS)
 async def test_jobs_survive_kill_9_of_workers_and_of_nats_server(system: System, seed: int) -> None:
     chance = random.Random(seed)

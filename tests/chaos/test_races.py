@@ -8,9 +8,9 @@ import asyncpg
 import pytest
 
 from chaos.load import load
-from chaos.system import SEEDS, System, declared
+from chaos.system import SEEDS, System, declared, eventually
 from pulse.adapters.nats.connection import connection
-from pulse.app import TELEMETRY
+from pulse.wiring.streams import TELEMETRY
 
 pytestmark = [pytest.mark.chaos, pytest.mark.parametrize("seed", SEEDS)]
 
@@ -43,7 +43,7 @@ async def test_of_a_stream_that_is_made_anew_under_a_running_worker_nothing_is_l
     """What the old stream still held went with it, by the operator's own hand; the new one starts from 1 again."""
     async with system.role("ingest").supervised() as worker, system.role("maintenance").supervised() as maintenance:
         async with load(gateway, system.tokens, seed=seed, name="old") as old:
-            await asyncio.sleep(0.5)
+            await eventually(lambda: _is_stored(system), "something of the old stream is stored")
         async with connection(system.nats.url, name="test") as client:
             await client.jetstream().delete_stream(TELEMETRY)
         async with load(gateway, system.tokens, seed=seed, name="new") as new:
@@ -64,6 +64,10 @@ async def test_of_a_stream_that_is_made_anew_under_a_running_worker_nothing_is_l
     assert [each.epoch for each in audits] == epochs
     assert all(each.balanced for each in audits)
     assert (worker.deaths, maintenance.deaths) == ([], [])
+
+
+async def _is_stored(system: System) -> bool:
+    return bool(await system.fetch("SELECT FROM telemetry LIMIT 1"))
 
 
 async def _positions(system: System) -> set[int]:

@@ -10,12 +10,13 @@ from chaos.system import SEEDS, System, eventually
 from chaos.test_ingest_worker_killed import steps_of
 from dead_letter_bench import bench, envelope, topology
 
-pytestmark = [pytest.mark.chaos, pytest.mark.timeout(240), pytest.mark.parametrize("seed", SEEDS)]
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(400), pytest.mark.parametrize("seed", SEEDS)]
 
 GOOD, POISON, JOBS = 20, 3, 3
 OF_JOBS = ("rescue.before_commit", "rescue.committed")
 """Steps that only a message meets which nobody but its worker can process."""
-ACK_WAIT_S = 2.0
+ACK_WAIT_S = 8.0
+"""Longer than a life of the rescue needs to begin: else each of them meets the message of the one before."""
 SETTLE_S_MAX = 100.0
 
 

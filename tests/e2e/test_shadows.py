@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import secrets
+import time
 import urllib.error
 import urllib.request
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from pulse_up import Instance, wait_for
 
 Json = dict[str, Any]
 REQUEST_S_MAX = 40.0
+TRIES_MAX = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +58,11 @@ class Thing:
     def shadow(self, *, name: str = "") -> Json:
         """As the gateway tells the device; empty while there is none."""
         status, told = self.ask(f"shadow?name={name}")
+        for _ in range(TRIES_MAX):  # as its Retry-After tells a device
+            if status != 503:
+                break
+            time.sleep(1.0)
+            status, told = self.ask(f"shadow?name={name}")
         assert status in (200, 404), told
         assert isinstance(told, dict)
         return told if status == 200 else {}
@@ -187,8 +194,47 @@ def test_bad_input_is_told_apart_over_mqtt_and_http(thing: Thing) -> None:
     assert sorted(each["code"] for each in rejections) == sorted(status for status, _ in expected)
     assert all(each["message"] for each in rejections)
     assert thing.shadow() == {}
-    for payload, status, _, _ in BAD_ANSWERS.values():
-        assert thing.ask("commands-ack", payload)[0] == status
+
+
+def test_an_answer_that_cannot_be_is_rejected_over_mqtt_and_a_status_over_http(thing: Thing) -> None:
+    """Done when 5 again, of commands."""
+    with thing.mqtt(clean=True) as bad:
+        topic = thing.topic("commands/ack/rejected")
+        listen(bad, thing, "commands/ack/rejected")
+        for payload, status, _, _ in BAD_ANSWERS.values():
+            bad.publish(thing.topic("commands/ack"), payload)
+            assert thing.ask("commands-ack", payload)[0] == status
+        bad.wait(lambda: len(heard(bad, topic)) >= len(BAD_ANSWERS), "each is rejected")
+        rejections = heard(bad, topic)
+    assert sorted(each["code"] for each in rejections) == sorted(status for _, status, *_ in BAD_ANSWERS.values())
+    assert all(each["message"] for each in rejections)
+
+
+def test_an_answer_to_the_command_of_another_device_is_rejected_and_moves_nothing(
+    thing: Thing, running: Instance
+) -> None:
+    done = running.pulse("device", "add", thing.tenant_id, "d-2", "--json", check=True)
+    other = replace(thing, device_id="d-2", token=json.loads(done.stdout)["devices"][0]["token"])
+    wait_for(lambda: other.ask("heartbeat", b"{}")[0] == 202, "the edge knows the other device")
+    command_id = other.send("reboot", {})
+    answer = json.dumps({"commandId": command_id, "state": "succeeded"}).encode()
+
+    assert replace(thing, device_id="d-2").ask("commands-ack", answer)[0] == 401, "not on its path"
+    with thing.mqtt(clean=True) as stranger:
+        topic = thing.topic("commands/ack/rejected")
+        listen(stranger, thing, "commands/ack/rejected")
+        stranger.publish(other.topic("commands/ack"), answer)
+        stranger.publish(thing.topic("commands/ack"), answer)
+        stranger.wait(lambda: bool(heard(stranger, topic)), "the rejection")
+        assert thing.ask("commands-ack", answer)[0] == 202, "whose it is, the role commands knows"
+        stranger.wait(lambda: len(heard(stranger, topic)) == 2, "the rejection of what came by HTTP")
+        told = heard(stranger, topic)
+    assert [(each["code"], each["commandId"]) for each in told] == [(404, command_id)] * 2
+    status, asked = thing.ask("commands?wait=20")
+    assert status == 200
+    assert isinstance(asked, dict)
+    assert [each["code"] for each in asked["rejected"]] == [404] * 2, "who polls hears of it as well"
+    assert thing.state_of(command_id) in ("queued", "sent")
 
 
 def test_a_command_is_heard_over_mqtt_once_the_device_is_there_and_its_answer_is_its_end(thing: Thing) -> None:

@@ -20,7 +20,7 @@ from pulse.adapters.embedded.nats_server import NatsServer
 from pulse.adapters.nats.connection import connection
 from pulse_up import Instance, base_environment
 
-LIMIT_S = 60.0
+LIMIT_S = 150.0
 WAITING = "── waiting for messages "
 
 
@@ -66,7 +66,7 @@ class Streams:
 
         async def run() -> dict[str, dict[str, object]]:
             async with connection(self.nats.url, name="test", wait_s=10) as client:
-                answer = await client.request(f"$JS.API.CONSUMER.LIST.{stream}", b"", timeout=5)
+                answer = await client.request(f"$JS.API.CONSUMER.LIST.{stream}", b"", timeout=30)
                 return {each["name"]: each["config"] for each in json.loads(answer.data)["consumers"]}
 
         return asyncio.run(run())

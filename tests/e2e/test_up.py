@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import signal
@@ -22,8 +23,10 @@ import pytest
 
 from pulse_up import END_S_MAX, SOURCE, Instance, prepare, wait_for
 
-STOP_S_MAX = 15.0
-ROW_S_MAX = 1.0
+STOP_S_MAX = 25.0
+"""Asked of a quiet machine it is five; of a busy one, that it ends by itself."""
+ROW_S_MAX = 10.0
+"""On a quiet machine a row takes a twentieth of a second; without the ack wait's 30 s it is there before this."""
 NOBODY = 65534
 
 
@@ -46,6 +49,7 @@ async def until_rows(database_url: str, count: int, *, limit_s: float = 30.0) ->
             assert len(found) == count, found
             return took_s
         assert took_s < limit_s, f"{len(found)} rows, not {count}"
+        await asyncio.sleep(0.02)
 
 
 def accepted(instance: Instance, metrics: dict[str, object], *, key: str) -> None:
@@ -65,13 +69,16 @@ def accepted(instance: Instance, metrics: dict[str, object], *, key: str) -> Non
 def nothing_left(instance: Instance, family: list[psutil.Process]) -> None:
     """No process and no port; PostgreSQL's last backends see the end of their postmaster at once, but not before."""
     wait_for(lambda: not psutil.wait_procs(family, timeout=0)[1], f"all of {family} have ended", limit_s=STOP_S_MAX)
-    assert instance.ports.listened_on() == []
-    in_folder = [each for each in psutil.process_iter(["cmdline"]) if str(instance.folder) in str(each.info["cmdline"])]
-    assert in_folder == []
+    wait_for(lambda: instance.ports.listened_on() == [], "nobody listens any more", limit_s=STOP_S_MAX)
+
+    def in_folder() -> list[psutil.Process]:
+        return [each for each in psutil.process_iter(["cmdline"]) if str(instance.folder) in str(each.info["cmdline"])]
+
+    wait_for(lambda: in_folder() == [], "nothing runs in the folder any more", limit_s=STOP_S_MAX)
 
 
 def stops_cleanly(instance: Instance, number: signal.Signals) -> None:
-    """Within five seconds, with exit code 0, and nothing is left."""
+    """By itself, with exit code 0, and nothing is left."""
     family = instance.family()
     assert len(family) > 5
     before = time.monotonic()
@@ -89,7 +96,7 @@ async def test_from_a_first_start_to_a_second_one_that_finds_the_data(instance: 
     assert f"gateway      {instance.gateway_url} " in instance.output
     assert f"nats://127.0.0.1:{instance.ports.nats} " in instance.output
     assert f"postgresql://127.0.0.1:{instance.ports.postgres}/pulse" in instance.output
-    pasted = subprocess.run(["sh", "-c", instance.curl], capture_output=True, text=True, check=True, timeout=30)
+    pasted = subprocess.run(["sh", "-c", instance.curl], capture_output=True, text=True, check=True, timeout=60)
     assert pasted.stdout.startswith("HTTP/1.1 202"), pasted.stdout
     assert '"durability":"disk"' in pasted.stdout
     assert await until_rows(instance.database_url, 1) < ROW_S_MAX
@@ -191,6 +198,7 @@ async def until_stored(instance: Instance, count: int) -> None:
         except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
             pass
         assert time.monotonic() < deadline, f"not {count} rows"
+        await asyncio.sleep(0.05)
 
 
 def test_ctrl_c_in_the_middle_of_a_start_leaves_nothing(instance: Instance) -> None:
@@ -222,7 +230,7 @@ def test_under_load_it_stops_in_time_and_loses_nothing(instance: Instance) -> No
 
 
 def metric_lines(instance: Instance) -> str:
-    with urllib.request.urlopen(f"{instance.gateway_url}/metrics", timeout=5) as answer:  # noqa: S310 - our own URL
+    with urllib.request.urlopen(f"{instance.gateway_url}/metrics", timeout=30) as answer:  # noqa: S310 - our own URL
         lines = answer.read().decode().splitlines()
     told = ("pulse_gateway_requests_total", "pulse_published_total")
     return "\n".join(line for line in lines if line.startswith(told))

@@ -25,6 +25,9 @@ from pulse.domain.topics import FILTERS
 from pulse.wiring.bridge import account_of
 
 DEVICE = "tenant/acme/device/d0"
+LARGE = 2000
+READ_BYTES_MAX = 256 * 1024
+"""What a transport of asyncio hands over at once, at the most."""
 BROKERS = {"mosquitto": Mosquitto, "nats-server": NatsBroker}
 
 
@@ -170,17 +173,17 @@ async def test_while_jetstream_is_away_the_broker_keeps_what_comes(
         await say(broker, (f"{DEVICE}/telemetry", reading(0)))
         await settled(bridge, 1)
         await asyncio.to_thread(nats.kill)
-        await say(broker, *((f"{DEVICE}/telemetry", reading(number)) for number in range(1, 1000)))
+        await say(broker, *((f"{DEVICE}/telemetry", reading(number).ljust(LARGE)) for number in range(1, 1000)))
         await until(lambda: bridge.counts()['waiting{system="nats"}'] == 1, "the bridge waits")
         # Bounded by the broker (5), or by reading no more (3.1.1) than what was read at once.
-        assert 0 < bridge.counts()["in_flight"] <= (50 if broker.version == "5" else 900)
+        assert 0 < bridge.counts()["in_flight"] <= (50 if broker.version == "5" else 50 + READ_BYTES_MAX // LARGE)
         await asyncio.sleep(1.5)
         assert bridge.outcomes()["stored"] == 1
         await asyncio.to_thread(nats.start)
         await until(
             lambda: bridge.counts()["in_flight"] == 0 and bridge.outcomes()["stored"] >= 1000, "it goes on by itself"
         )
-        assert bridge.counts()['waiting{system="nats"}'] == 0
+        await until(lambda: bridge.counts()['waiting{system="nats"}'] == 0, "it waits no more")
     assert await numbers(client) == list(range(1000))
 
 
@@ -188,7 +191,8 @@ async def test_readyz_names_the_broker_while_it_is_away_and_the_bridge_comes_bac
     client: PulseClient, broker: Broker
 ) -> None:
     async with bridging(client, bridge_settings(broker)) as bridge:
-        await say(broker, (f"{DEVICE}/telemetry", reading(1)))
+        # With a `seq`: the broker may end before it has read the PUBACK, and then it sends the message again.
+        await say(broker, (f"{DEVICE}/telemetry", b'{"metrics":{"n":1},"seq":1}'))
         await settled(bridge, 1)
         await asyncio.to_thread(broker.stop)
         await until(lambda: not bridge.ready, "not ready")
@@ -196,8 +200,8 @@ async def test_readyz_names_the_broker_while_it_is_away_and_the_bridge_comes_bac
         await asyncio.sleep(0.3)
         await asyncio.to_thread(broker.start)
         await until(lambda: bridge.ready, "ready again")
-        await say(broker, (f"{DEVICE}/telemetry", reading(2)))
-        await settled(bridge, 2)
+        await say(broker, (f"{DEVICE}/telemetry", b'{"metrics":{"n":2},"seq":2}'))
+        await until(lambda: _has(client, 2), "both are stored")
     assert await numbers(client) == [1, 2]
 
 
@@ -244,6 +248,7 @@ async def test_the_version_is_found_out(client: PulseClient, broker: Broker) -> 
         await settled(bridge, 1)
 
 
+@NEEDS_MOSQUITTO
 async def test_a_silent_broker_is_found_out(client: PulseClient, mosquitto: Mosquitto) -> None:
     """It is stopped in its tracks: its socket stays open, and nothing comes."""
     import psutil  # type: ignore[import-untyped]

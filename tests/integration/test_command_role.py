@@ -12,7 +12,7 @@ import pytest
 from prometheus_client.exposition import generate_latest
 
 from command_bench import TENANT, CommandBench, new
-from dead_letter_bench import Bench, Crash, bench, crash_at, topology, until
+from dead_letter_bench import Bench, Crash, bench, crash_at, topology
 from pulse.adapters.embedded.nats_server import NatsServer
 from pulse.adapters.nats.ask import Asker
 from pulse.adapters.nats.connection import connection
@@ -27,6 +27,7 @@ from pulse.runtime.metrics import process_registry
 from pulse.runtime.settings import Settings
 from pulse.wiring.command import command_services, command_sweep
 from pulse.wiring.process import Process
+from worker_bench import until
 
 STEPS = ("decoded", "ledger_written", "before_commit")
 
@@ -105,7 +106,7 @@ async def test_a_command_leaves_is_asked_for_and_ends_as_its_device_says(
             return await both.told() == [command.command_id]
 
         await until(left)
-        asked = await Asker(both.system.client, timeout_s=5).ask("commands", TENANT, "d1")
+        asked = await Asker(both.system.client, timeout_s=30).ask("commands", TENANT, "d1")
         (told,) = msgspec.json.decode(asked)["commands"]
         assert told == {
             "commandId": command.command_id,
@@ -117,7 +118,7 @@ async def test_a_command_leaves_is_asked_for_and_ends_as_its_device_says(
         await both.publish(both.answer("d1", command.command_id, "succeeded").body, b"{}")
         await both.until_taken_in()
         assert await both.state(command) == "succeeded"
-        assert msgspec.json.decode(await Asker(both.system.client, timeout_s=5).ask("commands", TENANT, "d1")) == {
+        assert msgspec.json.decode(await Asker(both.system.client, timeout_s=30).ask("commands", TENANT, "d1")) == {
             "commands": []
         }
         assert readiness(process.checks)[0]

@@ -6,9 +6,11 @@ import asyncio
 import random
 from collections.abc import AsyncIterator
 
+import msgspec
 import pytest
 
 from command_bench import START_MS, TENANT, TIMEOUT_MS, CommandBench, open_bench
+from pulse.adapters.postgres.command_settling import CommandSettling
 from pulse.adapters.postgres.ledger import LedgerReader
 from pulse.domain.command import State
 from pulse.domain.errors import Outage, Reason
@@ -104,6 +106,65 @@ async def test_an_answer_of_another_device_is_a_dead_letter(
         PositionSet.of([position(1, 1), position(1, 2)]),
         PositionSet.of([position(1, 1)]),
     )
+
+
+async def told(bench: CommandBench) -> list[tuple[str, dict[str, object]]]:
+    """What is on its way to devices: the topic, and what it says."""
+    rows = await bench.pool.fetch("DELETE FROM outbox RETURNING id, kind, device_id, topic, body")
+    assert {row["kind"] for row in rows} <= {"commands"}
+    ordered = sorted(rows, key=lambda row: row["id"])
+    return [(f"{row['device_id']}/{row['topic']}", msgspec.json.decode(row["body"])) for row in ordered]
+
+
+async def test_who_answers_for_another_device_hears_what_it_would_of_a_command_of_nobody(bench: CommandBench) -> None:
+    command = await bench.create("d1")
+    await told(bench)
+    settled = await bench.settle(
+        bench.answer("d2", command.command_id, "succeeded"),
+        bench.answer("d2", "nobodys", "succeeded"),
+        bench.message("d2", b'{"commandId":"nobodys"}', kind=MessageType.COMMANDS_SENT),
+    )
+    assert (settled.rejected, settled.not_kept, len(settled.dead)) == (2, 0, 3)
+    said = await told(bench)
+    assert [topic for topic, _ in said] == ["d2/commands/ack/rejected"] * 2, "what we said ourselves is not answered"
+    assert [(each["code"], each["commandId"]) for _, each in said] == [(404, command.command_id), (404, "nobodys")]
+    first, second = (str(each["message"]).replace(str(each["commandId"]), "…") for _, each in said)
+    assert first == second
+
+
+async def test_who_answers_after_the_end_is_told_which_it_was_and_who_repeats_itself_is_not(
+    bench: CommandBench,
+) -> None:
+    ended, cancelled = await bench.create(), await bench.create()
+    await bench.say("d1", ended.command_id, "succeeded")
+    await bench.store.cancel(TENANT, cancelled.command_id, who="key", at_ms=bench.now_ms)
+    await told(bench)
+    for state in ("acknowledged", "succeeded", "succeeded"):
+        assert (await bench.say("d1", ended.command_id, state)).rejected == 0
+    assert await told(bench) == []
+    assert (await bench.say("d1", ended.command_id, "failed")).rejected == 1
+    late = [bench.answer("d1", cancelled.command_id, state) for state in ("acknowledged", "succeeded")]
+    settled = await bench.settle(*late)
+    assert (settled.rejected, settled.late, settled.dead) == (2, 2, [])
+    assert (await bench.settle(*late)).rejected == 0, "what was settled before is not told again"
+    said = [(each["code"], each["message"]) for _, each in await told(bench)]
+    assert said == [(409, "the command has ended: succeeded")] + [(409, "the command has ended: cancelled")] * 2
+
+
+async def test_dead_letters_of_unknown_commands_have_a_bound_and_their_devices_hear_of_all(bench: CommandBench) -> None:
+    asked: list[str] = []
+
+    def keeps(tenant_id: str) -> bool:
+        asked.append(tenant_id)
+        return len(asked) <= 2
+
+    bench.settling = CommandSettling(bench.pool, stream="COMMANDS", keeps=keeps)
+    settled = await bench.settle(*[bench.answer("d1", f"c{number}", "failed") for number in range(5)])
+    assert (settled.rejected, settled.not_kept, len(settled.dead), asked) == (5, 3, 2, [TENANT] * 5)
+    assert len(await told(bench)) == 5
+    assert await bench.pool.fetchval("SELECT count(*) FROM dead_letters") == 2
+    ledger = await LedgerReader(bench.pool).settled(1)
+    assert (len(ledger.positions), len(ledger.dead)) == (5, 2)
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,13 @@ import pytest
 
 from command_bench import PAUSE_MS, START_MS, TENANT, TIMEOUT_MS, TTL_MS, CommandBench, Told, new, open_bench
 from pulse.adapters.postgres.command_sweep import CommandSweep, drop_commands
+from pulse.adapters.postgres.shadow_settling import ShadowSettlements
 from pulse.domain.errors import Refusal
 from pulse.domain.fleet import Filter, NewFleet
+from pulse.domain.ledger import position
+from pulse.domain.shadow import ShadowBounds
+from pulse.domain.shadow_requests import Request, read_request
+from pulse.domain.subjects import MessageType
 
 DAY_MS = 86_400_000
 LONG_MS = 30 * DAY_MS
@@ -63,6 +68,45 @@ async def test_a_device_that_was_away_is_told_again_when_it_is_heard_of(bench: C
     assert await bench.sweep() == 1
     assert await bench.post() == [Told("d1", command.command_id)]
     assert await bench.sweep() == 0
+
+
+@pytest.mark.parametrize("how", ["a get", "an update that is rejected", "an answer", "an answer to nothing"])
+async def test_a_device_that_never_sends_telemetry_is_heard_of_all_the_same(bench: CommandBench, how: str) -> None:
+    """By what it says of its shadow, and by its answers to other commands."""
+    command = await bench.create(ttl_ms=LONG_MS)
+    answered = (await bench.create(name="blink")).command_id if how == "an answer" else "none"
+    await bench.post()
+    await bench.sent(command)
+    bench.now_ms += PAUSE_MS + 1
+    assert await bench.sweep() == 0, "that we have sent it is no sign of the device"
+    if how.startswith("an answer"):
+        await bench.say("d1", answered, "succeeded")
+    else:
+        payload = b"{}" if how == "a get" else b'{"state":{"reported":{}},"version":9}'
+        kind = MessageType.SHADOW_GET if how == "a get" else MessageType.SHADOW
+        request = read_request(position(1, 10**6), bench.message("d1", payload, kind=kind))
+        assert isinstance(request, Request)
+        shadows = ShadowSettlements(
+            bench.pool, stream="SHADOW", bounds=ShadowBounds(shadow_bytes_max=99, shadow_depth_max=8), names_max=1
+        )
+        await shadows.settle([request], [])
+    await bench.pool.execute("DELETE FROM outbox")
+    assert await bench.sweep() == 1
+    assert await bench.post() == [Told("d1", command.command_id)]
+
+
+async def test_what_is_heard_of_late_moves_nothing_back(bench: CommandBench) -> None:
+    async def last_seen_ms() -> int:
+        seen = await bench.pool.fetchval("SELECT extract(epoch FROM last_seen) * 1000 FROM device_state")
+        return int(seen)
+
+    late = bench.answer("d1", "none", "succeeded")
+    bench.now_ms += 5
+    await bench.settle(bench.answer("d1", "none", "failed"), late)
+    assert await last_seen_ms() == bench.now_ms
+    bench.now_ms -= 1000
+    await bench.say("d1", "none", "failed")
+    assert await last_seen_ms() == bench.now_ms + 1000
 
 
 async def test_one_that_was_never_noted_as_sent_is_told_again_too(bench: CommandBench) -> None:

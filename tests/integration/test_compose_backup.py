@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from chaos.system import eventually
-from compose_client import ask, audit, init_environment, passwords, rows, run_init, url_of
+from compose_client import STOP_S_MAX, ask, audit, init_environment, passwords, rows, run_init, url_of
 from compose_server import Finished, container_environment, nats_cli, program, run
 from compose_stack import Stack, start_database, start_nats
 from pulse.adapters.embedded.postgres_binaries import find_binaries
@@ -22,7 +22,7 @@ HANDBOOK = (ROOT / "docs" / "operations.md").read_text("utf-8")
 ROLES = ["gateway", "ingest", "maintenance"]
 LIMIT_S = 60.0
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(400)
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def start_roles(stack: Stack) -> None:
 
 def stop(stack: Stack, *names: str) -> None:
     for name in names:
-        stack.running[name].stop(10)
+        stack.running[name].stop(STOP_S_MAX)
 
 
 async def accepted(stack: Stack, token: str, name: str) -> None:

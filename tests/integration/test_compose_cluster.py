@@ -18,14 +18,14 @@ import pytest
 
 from chaos.load import TENANT, Load, load
 from chaos.system import eventually
-from compose_client import ask, audit, passwords, rows, run_init, url_of
+from compose_client import STOP_S_MAX, ask, audit, passwords, rows, run_init, url_of
 from compose_server import HOST, ComposeNode, nats_cli, program
 from compose_stack import Stack, start_cluster, start_database, start_nats
 from pulse.adapters.nats.connection import PulseClient, connection
 from pulse.adapters.nats.jetstream import request
 from pulse.domain.ledger import SEQUENCE_MAX
 
-pytestmark = [pytest.mark.chaos, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(500)]
 
 Answer = dict[str, Any]
 
@@ -262,10 +262,10 @@ async def test_one_server_that_has_been_drained_becomes_a_cluster(tmp_path_facto
         token = json.loads(added.output)["devices"][0]["token"]
         await accepted(stack, token, {"before": 1}, durability="disk")
 
-        stack.running["gateway"].stop(10)
+        stack.running["gateway"].stop(STOP_S_MAX)
         await everything_is_settled(stack)
         for name in [*ROLES, "nats"]:
-            stack.running[name].stop(10)
+            stack.running[name].stop(STOP_S_MAX)
         start_cluster(stack)
         assert run_init(stack).code == 0
         for role in ROLES:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from compose_client import ask, audit, passwords, rows_once_there, url_of
+from compose_client import STOP_S_MAX, ask, audit, passwords, rows_once_there, url_of
 from compose_files import is_role, services
 from compose_image import Image, built
 from compose_server import Finished, container_environment, program, run
@@ -51,16 +51,28 @@ def stack(image: Image, tmp_path_factory: pytest.TempPathFactory) -> Iterator[St
         yield made
 
 
+async def test_it_is_pulse_and_nothing_more_and_every_role_works_in_it(
+    image: Image, stack: Stack, tmp_path: Path
+) -> None:
+    """One test: those of a module are divided among the processes of a run, and each would build the image again."""
+    its_entry_point_is_pulse(image, tmp_path)
+    it_has_nothing_that_installs_or_builds_and_no_server(image, tmp_path)
+    nobody_in_it_can_change_it(image, tmp_path)
+    every_role_is_healthy_in_it(stack)
+    await a_reading_goes_through_it_to_postgresql(stack)
+    a_role_in_it_drains_when_it_is_stopped(stack)
+
+
 def in_image(image: Image, *arguments: str, folder: Path) -> Finished:
     return run(image.command(arguments), container_environment(folder), folder=folder)
 
 
-def test_its_entry_point_is_pulse(image: Image, tmp_path: Path) -> None:
+def its_entry_point_is_pulse(image: Image, tmp_path: Path) -> None:
     done = in_image(image, *image.config["Entrypoint"], "--version", folder=tmp_path)
     assert (done.code, done.output.strip()) == (0, f"pulse, version {__version__}")
 
 
-def test_it_has_nothing_that_installs_or_builds_and_no_server(image: Image, tmp_path: Path) -> None:
+def it_has_nothing_that_installs_or_builds_and_no_server(image: Image, tmp_path: Path) -> None:
     tools = "pip pip3 gcc cc make git curl nats-server postgres"
     done = in_image(image, "sh", "-c", f"for tool in {tools}; do command -v $tool; done; true", folder=tmp_path)
     assert (done.code, done.output) == (0, "")
@@ -68,7 +80,7 @@ def test_it_has_nothing_that_installs_or_builds_and_no_server(image: Image, tmp_
         assert in_image(image, "python", "-c", f"import {module}", folder=tmp_path).code != 0
 
 
-def test_nobody_in_it_can_change_it(image: Image, tmp_path: Path) -> None:
+def nobody_in_it_can_change_it(image: Image, tmp_path: Path) -> None:
     """By its user, by its read-only root, and by itself: nothing of ours belongs to the user that it runs as."""
     who = in_image(image, "python", "-c", "import os; print(os.getuid(), os.getgid(), os.getgroups())", folder=tmp_path)
     assert who.output.strip() == "10001 10001 []"
@@ -81,13 +93,13 @@ def test_nobody_in_it_can_change_it(image: Image, tmp_path: Path) -> None:
     assert all(path.owner() == "root" for path in [image.root / "opt" / "pulse", *(image.root / "opt/pulse").iterdir()])
 
 
-def test_every_role_is_healthy_in_it(stack: Stack) -> None:
+def every_role_is_healthy_in_it(stack: Stack) -> None:
     for role in ROLES:
         assert stack.running[role].alive, stack.log_of(role)
         assert stack.is_healthy(role), stack.log_of(role)
 
 
-async def test_a_reading_goes_through_it_to_postgresql(stack: Stack) -> None:
+async def a_reading_goes_through_it_to_postgresql(stack: Stack) -> None:
     assert stack.run_once("pulse", "tenant", "add", "acme").code == 0
     added = stack.run_once("pulse", "device", "add", "acme", "t-1", "--json")
     token = json.loads(added.output)["devices"][0]["token"]
@@ -98,7 +110,7 @@ async def test_a_reading_goes_through_it_to_postgresql(stack: Stack) -> None:
     assert audit(stack)["ok"]
 
 
-def test_a_role_in_it_drains_when_it_is_stopped(stack: Stack) -> None:
+def a_role_in_it_drains_when_it_is_stopped(stack: Stack) -> None:
     for role in ROLES:
-        stack.running[role].stop(10)
+        stack.running[role].stop(STOP_S_MAX)
         assert stack.running[role].returncode == 0, stack.log_of(role)

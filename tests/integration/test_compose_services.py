@@ -15,7 +15,18 @@ from contextlib import AbstractContextManager
 import asyncpg
 import pytest
 
-from compose_client import ask, audit, execute, init_environment, passwords, rows, rows_once_there, run_init, url_of
+from compose_client import (
+    STOP_S_MAX,
+    ask,
+    audit,
+    execute,
+    init_environment,
+    passwords,
+    rows,
+    rows_once_there,
+    run_init,
+    url_of,
+)
 from compose_files import EXPORTED, NATS_CONF, is_role, metrics_of, nats_users, queries, services
 from compose_server import container_environment, program, run
 from compose_stack import Stack, start_servers
@@ -149,12 +160,9 @@ async def test_the_checks_of_the_handbook_work_and_the_test_message_becomes_a_de
     _, metrics = ask(url_of(stack, "ingest", "health", "/metrics"))
     assert re.search(r'^pulse_ingest_messages_total\{outcome="dead"\} 1\.0$', metrics, re.MULTILINE), metrics
     assert audit(stack)["ok"]
-
-
-async def test_an_operator_can_replay_a_dead_letter(stack: Stack) -> None:
-    """This one can only die again."""
-    done = stack.run_once("pulse", "dead-letters", "replay", "--all")
-    assert done.code == 0, done.errors
+    # An operator can replay it; this one can only die again.
+    replayed = stack.run_once("pulse", "dead-letters", "replay", "--all")
+    assert replayed.code == 0, replayed.errors
     await rows_once_there(stack, f"{DEAD_LETTERS} OFFSET 1")
 
 
@@ -169,7 +177,7 @@ async def test_ingest_can_be_scaled(stack: Stack, token: str) -> None:
     assert await rows_once_there(stack, statement) == [{"count": 20}]
     for copy in (2, 3, 4):
         assert stack.is_healthy("ingest", copy=copy)
-        stack.running[f"ingest-{copy}"].stop(10)
+        stack.running[f"ingest-{copy}"].stop(STOP_S_MAX)
         assert stack.running.pop(f"ingest-{copy}").returncode == 0
     assert audit(stack)["ok"]
 
@@ -222,6 +230,7 @@ async def test_a_shadow_and_a_command_go_down_and_up_again_through_the_broker(st
     assert audit(stack)["ok"]
 
 
+@pytest.mark.usefixtures("token")  # for its tenant: nobody knows which tests of this module run before
 async def test_the_control_api_answers_and_asks_for_a_key(stack: Stack) -> None:
     assert ask(url_of(stack, "ui", "ui", "/api/v1/tenants"))[0] == 401
     added = stack.run_once("pulse", "key", "add", "test", "--operator", "--json")

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from control_api import Api, control_api, lines, served
-from dead_letter_bench import envelope, until
+from dead_letter_bench import envelope
 from pulse.adapters.embedded.nats_server import NatsServer
 from pulse.adapters.nats.streams import stream_state
 from pulse.adapters.postgres.dead_letters import RescueStore
@@ -20,6 +20,7 @@ from pulse.api.control.entrance import Entrance
 from pulse.domain.dead_letter import Condemned, condemned
 from pulse.domain.errors import Reason
 from pulse.domain.route import make_job, read_job
+from worker_bench import until
 
 LETTERS = "/dead-letters"
 MINE = "/tenants/acme/dead-letters"

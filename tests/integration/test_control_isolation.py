@@ -33,7 +33,7 @@ from pulse.domain.presence import PRESENCE_AFTER
 TENANT_TABLES = {"tenants", "devices", "device_tokens", "telemetry", "device_state", "dead_letters", "audit_log"}
 TENANT_TABLES |= {"telemetry_minutes", "telemetry_hours"}
 TENANT_TABLES |= {"shadows", "shadow_changes", "commands", "command_moves", "fleet_commands"}
-TENANT_TABLES |= {"routes", "route_secrets", "route_health", "route_attempts", "route_matches"}
+TENANT_TABLES |= {"routes", "route_secrets", "route_health", "route_attempts", "route_matches", "ordered_lines"}
 
 
 @pytest.fixture
@@ -67,6 +67,11 @@ async def fill(api: Api) -> None:
         async with transaction(api.pool) as database:
             await database.execute("INSERT INTO route_matches (tenant_id, route_id) VALUES ($1, 'r')", tenant)
             await database.execute(
+                "INSERT INTO ordered_lines (tenant_id, route_id, device_id, epoch, jobs)"
+                " VALUES ($1, 'r', 'boiler', 1, 1)",
+                tenant,
+            )
+            await database.execute(
                 "INSERT INTO route_attempts"
                 " (tenant_id, route_id, slot, number, at, webhook_id, device_id, attempt, outcome)"
                 " VALUES ($1, 'r', 1, 1, now(), '1:r', 'boiler', 1, 'dead')",
@@ -98,7 +103,7 @@ async def test_every_table_of_tenants_has_row_level_security(api: Api) -> None:
         )
     assert {row["relname"] for row in rows} >= TENANT_TABLES | {"api_keys", "outbox"}
     assert [row["relname"] for row in rows if not row["relrowsecurity"]] == []
-    assert {row["relname"] for row in rows if not row["has_policy"]} == {"api_keys"}
+    assert {row["relname"] for row in rows if not row["has_policy"]} == {"api_keys", "ordered_jobs"}
 
 
 FORBIDDEN = (
@@ -131,6 +136,8 @@ FORBIDDEN = (
     "INSERT INTO route_secrets (tenant_id, route_id, current) VALUES ('other', 'r', '')",
     "DELETE FROM route_attempts",
     "UPDATE route_matches SET jobs = 0",
+    "UPDATE ordered_lines SET jobs = 0",
+    "SELECT * FROM ordered_jobs",
     "UPDATE dead_letters SET body = ''",
     "CREATE TABLE mine (a int)",
 )

@@ -236,7 +236,7 @@ async def test_while_postgresql_is_away_every_answer_is_503_and_it_comes_back_by
             assert (away.status_code, away.headers["retry-after"]) == (503, "1")
             assert "postgresql" in away.json()["detail"]
         server.start()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(45):
             while (await api.get("/tenants")).status_code != 200:  # noqa: ASYNC110 - nothing tells us
                 await asyncio.sleep(0.05)
 
@@ -247,7 +247,7 @@ async def test_streams_and_audit_tell_how_things_stand(api: Api) -> None:
     [telemetry] = [stream for stream in status["streams"] if stream["name"] == "TELEMETRY"]
     await api.nats.publish("telemetry.acme", b"{}")
     await api.nats.flush()
-    await api.nats.request("$JS.API.STREAM.DELETE.ROUTES", b"", timeout=5)
+    await api.nats.request("$JS.API.STREAM.DELETE.ROUTES", b"", timeout=30)
     status = (await api.get("/streams")).json()
     assert status["as_declared"] is False
     assert {"target": "stream ROUTES", "action": "create", "differences": []} in status["drift"]
@@ -294,7 +294,7 @@ async def test_a_long_answer_that_is_cut_off_by_an_outage_has_no_end(
                 received += len(part)
 
         async with (
-            httpx.AsyncClient(trust_env=False, timeout=20) as http,
+            httpx.AsyncClient(trust_env=False, timeout=60) as http,
             http.stream("GET", url, params=parameters, headers=headers) as answer,
         ):
             assert answer.status_code == 200
@@ -316,7 +316,7 @@ async def test_one_key_with_slow_questions_leaves_connections_for_the_others(api
     ):
         await connection.execute("LOCK TABLE telemetry IN ACCESS EXCLUSIVE MODE")
         asked = [group.create_task(api.get(slow, key=api.acme)) for _ in range(3)]
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while await connection.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted") < 3:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         refused = await api.get("/tenants/acme", key=api.acme)

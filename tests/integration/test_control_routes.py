@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 
 from control_api import Api, control_api, served
 from pulse.adapters.embedded.nats_server import NatsServer
+from pulse.adapters.nats.ask import Answerer
 from pulse.adapters.postgres.pool import transaction
+from pulse.domain.route_trial import Trial
 from pulse.domain.webhook import read_secret
 
 ROUTES = "/tenants/acme/routes"
@@ -314,3 +318,30 @@ async def test_over_real_http_every_change_is_logged(api: Api) -> None:
         logged = (await api.get("/audit-log", key=api.acme)).json()["changes"]
     assert [(each["action"], each["target"]) for each in logged] == [("route.change", "hot"), ("route.create", "hot")]
     assert logged[0]["details"]["destination"]["headers"] == {"X-A": "********"}
+
+
+async def test_a_route_is_tested_by_the_role_that_delivers_and_its_answer_is_told(api: Api) -> None:
+    await api.post(ROUTES, HOT, key=api.acme)
+    path = f"{ROUTES}/hot/test"
+    away = await api.post(path, key=api.acme)
+    assert (away.status_code, away.json()["reason"]) == (503, "unavailable")
+    trial = Trial(
+        delivered=False, to=URL, message_id="test-1:hot", device_id="boiler", status=500, elapsed_ms=1.5, excerpt="no"
+    )
+
+    async def answer(tenant_id: str, route_id: str, _question: bytes) -> bytes:
+        assert (tenant_id, route_id) == ("acme", "hot")
+        return msgspec.json.encode(trial)
+
+    stop = asyncio.Event()
+    async with asyncio.TaskGroup() as group:
+        group.create_task(Answerer(api.nats, kind="delivery", answer=answer).run(stop))
+        await api.nats.flush()
+        told = await api.post(path, key=api.acme)
+        assert (told.status_code, told.json()) == (200, msgspec.to_builtins(trial))
+        assert (await api.post(f"{ROUTES}/cold/test", key=api.acme)).status_code == 404
+        for key in (api.acme_reader, api.other):
+            assert (await api.post(path, key=key)).status_code == 403, "it sends something"
+        stop.set()
+    logged = (await api.get("/audit-log", params={"tenant_id": "acme"})).json()["changes"]
+    assert [each["target"] for each in logged if each["action"] == "route.test"] == ["hot", "hot"]

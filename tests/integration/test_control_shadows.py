@@ -230,7 +230,7 @@ async def test_two_writers_race_200_times_and_no_update_is_lost(api: Api) -> Non
     """Over real HTTP: of two that read one version only one writes, and the other one is told the version there is."""
     async with served(api) as base_url:
         limits = httpx.Limits(max_connections=2)
-        async with httpx.AsyncClient(base_url=base_url, trust_env=False, timeout=20, limits=limits) as http:
+        async with httpx.AsyncClient(base_url=base_url, trust_env=False, timeout=120, limits=limits) as http:
             keys = (api.operator, api.acme)
             wins = conflicts = 0
             version = 0
@@ -269,7 +269,7 @@ async def test_writers_without_a_version_lose_nothing_either(api: Api) -> None:
     async with served(api) as base_url:
         limits = httpx.Limits(max_connections=3)
         headers = {"Authorization": f"Bearer {api.operator}"}
-        async with httpx.AsyncClient(base_url=base_url, trust_env=False, timeout=20, limits=limits) as http:
+        async with httpx.AsyncClient(base_url=base_url, trust_env=False, timeout=120, limits=limits) as http:
 
             async def write(number: int) -> int:
                 body = {"desired": {f"n{number}": number}}

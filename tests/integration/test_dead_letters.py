@@ -60,7 +60,7 @@ async def replay_all(letters: DeadLetters, wanted: Filter | None = None, **optio
 async def test_of_5000_messages_with_7_poison_ones_4993_are_rows_in_one_pass_and_7_after_mending(
     system: Bench,
 ) -> None:
-    await system.apply(topology(ack_wait_s=30.0))  # a slow machine is no second pass
+    await system.apply(topology(workers_ack_wait_s=30.0))  # a slow machine is no second pass
     await system.pool.execute("ALTER TABLE telemetry ADD CONSTRAINT curse CHECK (device_id <> 'cursed')")
     bodies = [envelope(GOOD % number) for number in range(4993)]
     chance = random.Random(7)

@@ -34,7 +34,7 @@ async def client(nats: NatsServer) -> AsyncIterator[PulseClient]:
 
 
 def settings(**more: object) -> Settings:
-    return msgspec.convert({"gateway_port": ports.free_port(), "gateway_ask_s_max": 5.0, **more}, Settings)
+    return msgspec.convert({"gateway_port": ports.free_port(), "gateway_ask_s_max": 20.0, **more}, Settings)
 
 
 @asynccontextmanager
@@ -176,6 +176,38 @@ async def test_a_command_wakes_the_poll_of_its_device_and_no_other(client: Pulse
         assert not polls["d1"].done()
         polls["d1"].cancel()
         assert await sent(client) == [("d0", "c1")]
+
+
+async def test_a_device_that_polls_hears_once_which_of_its_answers_are_rejected(client: PulseClient) -> None:
+    """Before it asks, while it waits, and beside commands."""
+    commands = Commands()
+    subject, document = "down.acme.d0.commands.ack.rejected", {"code": 404, "message": "no", "commandId": "c9"}
+
+    async def reject() -> None:
+        await client.jetstream().publish(subject, msgspec.json.encode(document))
+
+    async def polled(wait: str = "") -> dict[str, list[object]]:
+        return msgspec.json.decode((await get(url, f"{DEVICE}/commands{wait}"))[2], type=dict[str, list[object]])
+
+    async with answering(client, "commands", commands.answer), serving(client, settings()) as url:
+        poll = asyncio.create_task(polled("?wait=20"))
+        await until(lambda: commands.questions == 1, "it waits")
+        await reject()
+        assert await poll == {"commands": [], "rejected": [document]}
+        assert await polled() == {"commands": []}
+        commands.open["d0"] = ["c1"]
+        await reject()
+        await reject()
+        await client.flush()
+        told: list[dict[str, list[object]]] = []
+
+        async def both() -> bool:
+            told.append(await polled())
+            return sum(len(each.get("rejected", ())) for each in told) == 2
+
+        await until(both, "both rejections")
+        assert all(each["commands"] == [{"commandId": "c1", "name": "reboot"}] for each in told)
+        assert (await get(url, "/device/v1/tenant/acme/device/d1/commands"))[2] == b'{"commands":[]}'
 
 
 async def test_a_poll_ends_empty_and_nothing_is_reported(client: PulseClient) -> None:

@@ -55,6 +55,10 @@ def heard(device: Device) -> list[int]:
     return [msgspec.json.decode(body)["n"] for _, body in list(device.heard.messages)]
 
 
+def commands_heard(device: Device) -> set[str]:
+    return {msgspec.json.decode(body)["commandId"] for _, body in list(device.heard.messages)}
+
+
 class Listening:
     """A device that hears all that is said to it, with a session that outlives its connections."""
 
@@ -245,14 +249,14 @@ async def test_an_outage_of_jetstream_between_puback_and_ack_is_waited_out(
     client: PulseClient, nats: NatsServer, broker: Broker, device: Listening
 ) -> None:
     await _wait_for_acks(client, seconds=2.0)
-    async with bridging(client, bridge_settings(broker, publish_timeout_s=1.0)):
+    async with bridging(client, bridge_settings(broker, publish_timeout_s=5.0)):
         await say(client, *(command(f"c{value}") for value in range(100)))
         await asyncio.to_thread(nats.kill)
         await asyncio.to_thread(nats.start)
         await until(lambda: settled(client), "all is acked")
-        found = [msgspec.json.decode(body)["commandId"] for _, body in device.device.heard.messages]
-        assert set(found) == {f"c{value}" for value in range(100)}
-        assert set(reported(await reports(client))) == set(found)
+        wanted = {f"c{value}" for value in range(100)}
+        await all_heard(lambda: commands_heard(device.device) == wanted)
+        assert set(reported(await reports(client))) == wanted
 
 
 async def _wait_for_acks(client: PulseClient, *, seconds: float) -> None:

@@ -25,17 +25,17 @@ import sys, time
 from pathlib import Path
 from pulse.adapters.embedded.data_folder import DataFolder
 from pulse.adapters.embedded.nats_server import NatsServer
-from pulse.adapters.embedded.ports import free_port
 from pulse.adapters.embedded.postgres_server import PostgresServer
 from pulse.adapters.embedded.supervisor import Supervisor
 
+ports = [int(port) for port in sys.argv[2:]]
 with DataFolder(Path(sys.argv[1])) as folder, Supervisor(stop_s_max=10) as supervisor:
     secrets = folder.secrets()
     supervisor.start(
-        NatsServer(folder.nats, port=free_port(), monitor_port=free_port(), password=secrets.nats_password),
+        NatsServer(folder.nats, port=ports[0], monitor_port=ports[1], password=secrets.nats_password),
         PostgresServer(
             folder.postgres,
-            port=free_port(),
+            port=ports[2],
             password=secrets.postgresql_password,
             superuser_password=secrets.postgresql_superuser_password,
         ),
@@ -52,7 +52,8 @@ def up() -> Iterator[Callable[[Path], subprocess.Popen[str]]]:
 
     def start(folder: Path) -> subprocess.Popen[str]:
         parent = subprocess.Popen(
-            [sys.executable, "-c", UP, str(folder)],
+            # Ports of this process of the run: what it looked for itself could be another one's, not yet listened on.
+            [sys.executable, "-c", UP, str(folder), *(str(free_port()) for _ in range(3))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

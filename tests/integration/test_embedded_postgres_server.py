@@ -24,9 +24,11 @@ LIMIT_S = 30.0
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="what root does so that PostgreSQL does not run as root")
 
 PARENT = """
-import sys
+import sys, time
 from pathlib import Path
 from pulse.adapters.embedded.postgres_server import PostgresServer
+rename = Path.rename
+Path.rename = lambda path, to: time.sleep(600) if path.name == "data.new" else rename(path, to)
 PostgresServer(Path(sys.argv[1]), port=int(sys.argv[2]), password="p", superuser_password="s").start()
 """
 
@@ -141,6 +143,7 @@ def test_a_run_that_was_killed_while_it_made_the_cluster_is_repaired(
     scratch: Path, free_port: int, postgres_server_factory: Callable[..., PostgresServer]
 ) -> None:
     folder = scratch / "postgres"
+    # The parent stops before the last step: where the machine pauses in between, it would have been through.
     with subprocess.Popen(
         [sys.executable, "-c", PARENT, str(folder), str(free_port)],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},

@@ -140,7 +140,7 @@ class Ui:
             url, data=json.dumps(body).encode(), headers=question["headers"], method="POST"
         )
         try:
-            with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310
+            with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310
                 assert answer.headers["Content-Type"] == "application/json"
                 return json.load(answer)
         except urllib.error.HTTPError as error:
@@ -223,7 +223,8 @@ def test_emqx_is_answered_while_postgresql_is_away(ui: Ui, conf: dict[str, Any])
     found = ui.ask(authentication, connecting())
     assert found["result"] == "allow"
     assert {"permission": "allow", "action": "publish", "topic": OWN + "telemetry"} in found["acl"]
-    assert all(rule["topic"].startswith(OWN) for rule in found["acl"])
+    routes = {"permission": "allow", "action": "subscribe", "topic": "tenant/acme/route/#"}
+    assert all(rule["topic"].startswith(OWN) or rule == routes for rule in found["acl"])
     assert ui.ask(authentication, connecting(cert_common_name=USER))["result"] == "allow"
     assert ui.ask(authentication, {**bridge, "clientid": own["PULSE_MQTT_CLIENT_ID"]})["result"] == "allow"
     for refused in (
@@ -243,10 +244,13 @@ def test_emqx_is_answered_while_postgresql_is_away(ui: Ui, conf: dict[str, Any])
 
     assert may(USER, "publish", OWN + "telemetry")
     assert may(USER, "subscribe", OWN + "commands")
+    assert may(USER, "subscribe", "tenant/acme/route/alerts/+")
     for action, topic in (
         ("publish", "tenant/acme/device/t-2/telemetry"),
         ("publish", OWN + "commands"),
         ("subscribe", OWN + "#"),
+        ("subscribe", "tenant/beta/route/#"),
+        ("publish", "tenant/acme/route/alerts"),
         ("subscribe", "#"),
         ("subscribe", "$share/pulse/tenant/#"),
     ):
@@ -265,7 +269,7 @@ def test_nobody_else_is_answered(ui: Ui, conf: dict[str, Any]) -> None:
 
 
 def test_the_questions_are_no_part_of_the_api_that_is_published(ui: Ui) -> None:
-    with urllib.request.urlopen(f"http://127.0.0.1:{ui.port}/api/v1/openapi.json", timeout=10) as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{ui.port}/api/v1/openapi.json", timeout=60) as answer:
         paths = json.load(answer)["paths"]
     assert paths
     assert not [path for path in paths if "internal" in path or "mqtt" in path]

@@ -16,7 +16,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 
-from dead_letter_bench import Bench, bench, envelope, topology, until
+from dead_letter_bench import Bench, bench, envelope, topology
 from pulse.adapters.embedded.nats_server import NatsServer
 from pulse.adapters.nats.audit import AuditReader
 from pulse.adapters.nats.streams import stream_state
@@ -25,6 +25,7 @@ from pulse.runtime.metrics import AuditMetrics
 from pulse.services.audit import Auditor, AuditWatch
 from pulse.topology.declared import Declared
 from pulse.wiring.streams import INGEST_WORKERS, TELEMETRY
+from worker_bench import until
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
 FIRST, REST = 40, 260
@@ -159,6 +160,6 @@ def pulse(command: str, nats: NatsServer, database: str, folder: Path) -> tuple[
     }
     done = subprocess.run(
         [sys.executable, "-m", "pulse", command, "--json"],
-        env=environment, cwd=folder, capture_output=True, text=True, timeout=60, check=False,
+        env=environment, cwd=folder, capture_output=True, text=True, timeout=150, check=False,
     )  # fmt: skip
     return done.returncode, json.loads(done.stdout), done.stderr

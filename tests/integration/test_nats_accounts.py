@@ -13,9 +13,13 @@ import pytest
 from compose_files import NATS_CONF, nats_users
 from compose_server import ComposeNats, compose_nats, container_environment, run
 from pulse.adapters.embedded.ports import free_port
+from pulse.adapters.nats.browse import MessageBrowser
 from pulse.adapters.nats.connection import PulseClient, connection
 from pulse.adapters.nats.follow import follow
 from pulse.adapters.nats.provisioner import Provisioner
+from pulse.adapters.nats.stream_levels import StreamLevelReader
+from pulse.adapters.nats.stream_status import StreamStatusReader
+from pulse.domain.browse import Start
 from pulse.domain.errors import ConfigurationError
 from pulse.topology.declared import load
 from repository import ROOT
@@ -40,11 +44,14 @@ MAY_PUBLISH = {
     "down.acme.t-1.shadow.update.delta": "bridge shadow",
     "down.acme.t-1.shadow.name.main.get.accepted": "bridge shadow",
     "down.acme.t-1.commands": "commands",
+    "down.acme.t-1.commands.ack.rejected": "bridge commands",
     "down.acme.t-1.telemetry": "",
     "ask.shadow.acme.t-1": "gateway",
     "ask.commands.acme.t-1": "gateway",
+    "ask.delivery.acme.r-1": "provisioner ui",
     "_INBOX.gateway.abc.def": "commands shadow provisioner",
-    "_INBOX.ui.abc.def": "provisioner",
+    "_INBOX.ui.abc.def": "delivery provisioner",
+    "_INBOX.provisioner.abc.def": "delivery provisioner",
     # the registry at the edge
     "$KV.registry.device.acme.t-1": REGISTRY,
     "$KV.registry.route.acme.r-1": f"delivery {REGISTRY}",
@@ -77,14 +84,14 @@ MAY_PUBLISH = {
     f"{API}STREAM.MSG.DELETE.ROUTES": "rescue provisioner",
     f"{API}STREAM.MSG.DELETE.TELEMETRY": "provisioner",
     # looking
-    f"{API}STREAM.INFO.TELEMETRY": "bridge gateway ingest maintenance rescue ui provisioner",
-    f"{API}STREAM.INFO.SHADOW": "bridge maintenance rescue shadow ui provisioner",
-    f"{API}STREAM.INFO.COMMANDS": "bridge commands maintenance rescue ui provisioner",
+    f"{API}STREAM.INFO.TELEMETRY": "bridge delivery gateway ingest maintenance rescue ui provisioner",
+    f"{API}STREAM.INFO.SHADOW": "bridge delivery maintenance rescue shadow ui provisioner",
+    f"{API}STREAM.INFO.COMMANDS": "bridge commands delivery maintenance rescue ui provisioner",
     f"{API}STREAM.INFO.DOWN": "bridge ui provisioner",
     f"{API}STREAM.LIST": "ui provisioner",
-    f"{API}CONSUMER.INFO.TELEMETRY.ingest-workers": "maintenance ui provisioner",
-    f"{API}CONSUMER.INFO.SHADOW.shadow-workers": "maintenance ui provisioner",
-    f"{API}CONSUMER.INFO.COMMANDS.command-workers": "maintenance ui provisioner",
+    f"{API}CONSUMER.INFO.TELEMETRY.ingest-workers": "delivery maintenance ui provisioner",
+    f"{API}CONSUMER.INFO.SHADOW.shadow-workers": "delivery maintenance ui provisioner",
+    f"{API}CONSUMER.INFO.COMMANDS.command-workers": "delivery maintenance ui provisioner",
     f"{API}CONSUMER.INFO.DOWN.bridge-down": "ui provisioner",
     # making and removing
     f"{API}STREAM.CREATE.TELEMETRY": "provisioner",
@@ -101,6 +108,7 @@ MAY_SUBSCRIBE = {
     "$KV.registry.>": "",
     "down.>": "",
     "down.*.*.commands": "gateway",
+    "down.*.*.commands.ack.rejected": "gateway",
     "ask.>": "",
     ">": "",
     **{
@@ -111,6 +119,7 @@ MAY_SUBSCRIBE = {
 MAY_SHARE = {
     "ask.shadow.*.*": "shadow",
     "ask.commands.*.*": "commands",
+    "ask.delivery.*.*": "delivery",
 }
 """Who may subscribe to what in the queue group of that name, and only there: nobody listens to questions beside."""
 USERS = sorted(nats_users(NATS_CONF.read_text("utf-8")))
@@ -194,7 +203,7 @@ async def test_a_registry_of_many_devices_is_read_to_its_end(tmp_path: Path, use
         async with connection(server.url("provisioner"), name="test") as client:
             await Provisioner(client).apply(load(), await Provisioner(client).plan(load()))
             for number in range(entries):
-                await client.request(f"$KV.registry.device.acme.t-{number}", entry)
+                await client.request(f"$KV.registry.device.acme.t-{number}", entry, timeout=30)
         async with connection(server.url(user), name="test") as client:
             read = 0
             async with asyncio.timeout(20), follow(client, stream="KV_registry") as following:
@@ -203,12 +212,33 @@ async def test_a_registry_of_many_devices_is_read_to_its_end(tmp_path: Path, use
             assert client.denied_since(0) == ""
 
 
+async def test_the_console_reads_all_that_it_shows_as_its_own_user(tmp_path: Path) -> None:
+    declared = load()
+    names = [stream.name for stream in declared.streams if not stream.name.startswith("KV_")]
+    consumer_of = {consumer.stream: consumer.config.name for consumer in declared.consumers}
+    with compose_nats(tmp_path) as server:
+        async with connection(server.url("provisioner"), name="test") as client:
+            await Provisioner(client).apply(declared, await Provisioner(client).plan(declared))
+            await client.jetstream().publish("telemetry.acme", b"{}")
+        async with connection(server.url("ui"), name="test") as client:
+            status = await StreamStatusReader(client, declared).status()
+            assert {each.name for each in status.streams} >= set(names)
+            levels = await StreamLevelReader(client, [(name, consumer_of.get(name)) for name in names]).levels()
+            assert set(levels) == set(names)
+            browser = MessageBrowser(client)
+            for name in names:
+                last = await browser.last_sequence(name)
+                assert len(await browser.read(name, Start(sequence=1), limit=10)) == last, name
+            assert len(await browser.read("TELEMETRY", Start(sequence=1, subject="telemetry.acme"), limit=10)) == 1
+            assert client.denied_since(0) == ""
+
+
 @pytest.mark.parametrize(
     ("user", "command", "subject"),
     [
         ("ingest", "streams apply", "$JS.API.INFO"),
         ("ui", "streams apply", "$JS.API.STREAM.CREATE.COMMANDS"),
-        ("delivery", "serve gateway", "$JS.API.STREAM.INFO.TELEMETRY"),
+        ("shadow", "serve gateway", "$JS.API.STREAM.INFO.TELEMETRY"),
     ],
 )
 async def test_a_process_that_tries_what_is_not_its_own_ends_and_says_which_permission_it_lacks(

@@ -40,7 +40,7 @@ async def client(nats: NatsServer) -> AsyncIterator[PulseClient]:
 
 @pytest.fixture
 async def committer(client: PulseClient) -> AsyncIterator[GroupCommitter]:
-    async with GroupCommitter(client, streams={"down": "DOWN"}, timeout_s=1.0) as made:
+    async with GroupCommitter(client, streams={"down": "DOWN"}, timeout_s=5.0) as made:
         yield made
 
 
@@ -159,7 +159,7 @@ async def test_an_outage_of_jetstream_keeps_it_in_the_outbox(
         assert await left(pool) == 50
         await asyncio.to_thread(nats.start)
         await until(lambda: is_empty(pool), "the outbox is empty")
-        assert registry.get_sample_value("pulse_outbox_waiting", waiting) == 0
+        await until(lambda: registry.get_sample_value("pulse_outbox_waiting", waiting) == 0, "it waits no more")
     assert [int(body) for _, body in await down(client)] == list(range(50))
 
 

@@ -16,7 +16,7 @@ from gateway_process import SOURCE, answers
 from pulse.adapters.embedded import ports
 from pulse.adapters.embedded.nats_server import NatsServer
 from pulse.adapters.embedded.process import ManagedProcess
-from pulse.app import Role
+from pulse.runtime.roles import Role
 
 
 async def test_all_roles_run_in_one_process(nats: NatsServer, database: str, scratch: Path) -> None:
@@ -62,7 +62,7 @@ async def test_all_roles_run_in_one_process(nats: NatsServer, database: str, scr
         assert (audit.accepted, audit.stored, audit.dead, audit.expired, audit.balanced) == (1, 1, 0, 0, True)
         async with aiohttp.ClientSession() as session, session.get(f"{health}/metrics") as answer:
             assert "\npulse_registry_devices 16.0\n" in await answer.text()
-        await asyncio.to_thread(process.stop, 10.0)
+        await asyncio.to_thread(process.stop, 30.0)
         assert process.returncode == 0, process.tail
         assert (scratch / "all.log").read_text("utf-8").count("registry is complete") == 1
     finally:

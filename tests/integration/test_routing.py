@@ -26,7 +26,6 @@ from pulse.adapters.postgres.pool import Pool, open_connection, open_pool
 from pulse.adapters.postgres.registry import RegistryTruth
 from pulse.adapters.postgres.routes import RouteStore
 from pulse.adapters.sealing.box import Sealer
-from pulse.app import open_dead_letters
 from pulse.domain.dead_letter import Condemned, Filter
 from pulse.domain.envelope import wrap
 from pulse.domain.errors import Reason, Refusal
@@ -40,6 +39,7 @@ from pulse.domain.subjects import MessageType
 from pulse.runtime.settings import Settings
 from pulse.services.reconcile import RegistryReconciler
 from pulse.topology.declared import Declared, load
+from pulse.wiring.cli import open_dead_letters
 from pulse.wiring.ingest import ingest_services
 from pulse.wiring.process import Process
 from pulse.wiring.rescue import rescue_services

@@ -19,6 +19,7 @@ from pulse.domain.settlement import Message
 from pulse.domain.shadow_merge import NOWHERE, merged
 from pulse.domain.shadow_requests import Request, read_request
 from shadow_bench import NAMES_MAX, STREAM, Bench, bench_on, key, message, reported
+from worker_bench import until
 
 
 @pytest.fixture
@@ -210,17 +211,22 @@ async def test_two_workers_with_the_same_messages_apply_each_once(bench: Bench) 
 async def test_the_outage_of_postgresql_is_waited_out_and_nothing_dies(
     nats: NatsServer, postgres_server_factory: PostgresServerFactory
 ) -> None:
+    ack_wait_s = 4.0
     postgres = postgres_server_factory()
-    postgres.start()
-    async with bench_on(nats, postgres.url) as bench, bench.worker(writers=2):
+    await asyncio.to_thread(postgres.start)
+    async with bench_on(nats, postgres.url, ack_wait_s=ack_wait_s) as bench, bench.worker(writers=2):
         await bench.publish(reported({"n": 0}))
         await bench.until_settled(1)
-        postgres.kill()
+        await asyncio.to_thread(postgres.kill)
         await bench.publish(*(reported({"n": number}) for number in range(1, 50)))
-        while ("postgresql", True) not in bench.metrics.waits:  # noqa: ASYNC110 - the test's own limit bounds it
-            await asyncio.sleep(0.02)
-        await asyncio.sleep(2.5)  # longer than the ack wait, twice
-        postgres.start()
+
+        async def waits() -> bool:
+            return ("postgresql", True) in bench.metrics.waits
+
+        await until(waits)
+        await asyncio.sleep(2 * ack_wait_s)
+        # Beside the worker, which goes on telling JetStream that it is at work.
+        await asyncio.to_thread(postgres.start)
         await bench.until_settled(50)
         shadow = await bench.store.shadow(key())
         assert (shadow.version, shadow.reported.state) == (50, {"n": 49})

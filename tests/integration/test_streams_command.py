@@ -31,7 +31,7 @@ def pulse(url: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[s
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=150,
         check=False,
     )
 
@@ -86,7 +86,7 @@ async def test_messages_are_evicted_only_with_yes(nats: NatsServer, client: Puls
     config = (await ask(client, "STREAM.INFO.KV_registry"))["config"]
     await ask(client, "STREAM.UPDATE.KV_registry", config | {"max_msgs_per_subject": 10})
     for _ in range(10):
-        await client.request("$KV.registry.device", b"x")
+        await client.request("$KV.registry.device", b"x", timeout=30)
 
     planned = pulse(nats.url, "plan", cwd=tmp_path)
     assert planned.returncode == 1
@@ -118,7 +118,7 @@ async def test_status_warns_of_what_expired_before_it_was_delivered(
 ) -> None:
     pulse(nats.url, "apply", cwd=tmp_path)
     for _ in range(10):
-        await client.request("telemetry.t1", b"x")
+        await client.request("telemetry.t1", b"x", timeout=30)
     await ask(client, "STREAM.PURGE.TELEMETRY", {"seq": 7})
     status = pulse(nats.url, "status", cwd=tmp_path)
     assert status.returncode == 0

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote
@@ -15,7 +17,7 @@ from structlog.testing import LogCapture
 
 from pulse.adapters.embedded.nats_server import NatsServer
 from pulse.adapters.nats import frames
-from pulse.adapters.nats.connection import connect, connection
+from pulse.adapters.nats.connection import close, connect, connection
 from pulse.domain.errors import ConfigurationError, Outage
 
 
@@ -43,7 +45,7 @@ class Signals:
 
 
 async def test_a_command_learns_at_once_that_nobody_is_there(free_port: int) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         with pytest.raises(Outage, match="connection refused"):
             await connect(f"nats://127.0.0.1:{free_port}", name="test")
 
@@ -80,11 +82,11 @@ async def test_it_reconnects_after_a_crash_with_its_subscriptions(nats: NatsServ
         await asyncio.to_thread(nats.start)
         await signals.reconnected.wait()
         await client.publish("greeting", b"hello")
-        assert (await subscription.next_msg(timeout=5)).data == b"hello"
+        assert (await subscription.next_msg(timeout=20)).data == b"hello"
     await client.close()
-    events = [entry["event"] for entry in logged]
-    assert "the connection to NATS is lost" in events
-    assert events[-1] == "the connection to NATS is back"
+    # What nats-py says of its tries stands in between, and of the last one sometimes behind.
+    told = [entry["event"] for entry in logged if entry["event"].startswith("the connection to NATS is ")]
+    assert told == ["the connection to NATS is lost", "the connection to NATS is back"]
 
 
 async def test_an_error_that_the_server_sends_is_survived(nats: NatsServer) -> None:
@@ -145,6 +147,21 @@ async def test_publishing_into_an_outage_is_bounded(nats: NatsServer) -> None:
         await client.close()
 
 
+async def test_a_server_that_reads_no_more_is_left_in_time(nats: NatsServer) -> None:
+    """Frozen, say: its socket stands, and what was written to it never leaves."""
+    client = await connect(nats.url, name="test")
+    assert nats.pid is not None
+    os.kill(nats.pid, signal.SIGSTOP)
+    try:
+        assert client._transport is not None
+        client._transport.write(b"PUB x 0\r\n\r\n" * 3_000_000)  # more than the system takes for it
+        async with asyncio.timeout(30):
+            await close(client, drain_s_max=0.5)
+    finally:
+        os.kill(nats.pid, signal.SIGCONT)
+    assert client.is_closed
+
+
 async def test_a_subject_that_is_not_utf_8_ends_nothing(nats: NatsServer) -> None:
     """Whoever may publish may publish this, and nobody else may be cut off by it."""
     async with connection(nats.url, name="test") as client:
@@ -153,6 +170,6 @@ async def test_a_subject_that_is_not_utf_8_ends_nothing(nats: NatsServer) -> Non
         await client.flush()
         frames.write(client, b"PUB odd.\xff\xfe 1\r\nx\r\n", messages=1)
         await client.publish("odd.plain", b"after")
-        received = [await subscription.next_msg(timeout=10) for _ in range(3)]
+        received = [await subscription.next_msg(timeout=30) for _ in range(3)]
         assert [message.data for message in received] == [b"before", b"x", b"after"]
         assert client.stats["reconnects"] == 0

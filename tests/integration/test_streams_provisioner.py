@@ -83,7 +83,7 @@ async def converge(client: PulseClient, declared: Declared = DECLARED) -> Plan:
 
 
 async def publish(client: PulseClient, subject: str, count: int, size: int = 10) -> None:
-    await asyncio.gather(*(client.request(subject, b"x" * size, timeout=10) for _ in range(count)))
+    await asyncio.gather(*(client.request(subject, b"x" * size, timeout=30) for _ in range(count)))
 
 
 def change_of(plan: Plan, target: str) -> Change:
@@ -405,7 +405,7 @@ async def test_a_user_who_may_not_ask_is_told_which_permission_is_missing(nats_s
     server.start()
     async with connection(server.url, name="test") as client:
         with pytest.raises(ConfigurationError, match=r"permissions violation.*\$js\.api\.info"):
-            await Provisioner(client, timeout_s=0.5).plan(DECLARED)
+            await Provisioner(client, timeout_s=3.0).plan(DECLARED)
 
 
 async def test_the_state_of_a_stream_has_exact_times_and_its_holes(client: PulseClient) -> None:

@@ -110,7 +110,7 @@ async def run(world: World, *, spare: frozenset[int] = frozenset()) -> list[str]
         probe=world.done.append,
         done_with=done_with if spare else None,
     )
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await loop.run(world.stop)
     return [each for each in world.done[1:] if each != "test.fetched"]
 

@@ -370,7 +370,7 @@ async def test_qos_0_is_stored_and_needs_no_puback() -> None:
         (b"tenant//device/t-1/telemetry", PAYLOAD, Reason.INVALID_IDENTITY),
         (b"tenant/acme/device/+/telemetry", PAYLOAD, Reason.INVALID_IDENTITY),
         (b"tenant/acme/device/t-1/\xff", PAYLOAD, Reason.INVALID_TOPIC),
-        (b"tenant/acme/device/t-1/commands/ack", b"{}", Reason.INVALID_PAYLOAD),
+        (b"tenant/acme/device/nobody/commands/ack", b"{}", Reason.NOT_FOUND),
     ],
 )
 async def test_rubbish_is_a_dead_letter_and_then_acknowledged(topic: bytes, payload: bytes, reason: Reason) -> None:

@@ -143,7 +143,7 @@ class World:
         return [each for each in self.publisher.published if each.subject == "commands.acme"]
 
     async def until(self, *, acked: Sequence[int] = (), given_back: Sequence[int] = ()) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while (sorted(self.acked), sorted(self.given_back)) != (sorted(acked), sorted(given_back)):  # noqa: ASYNC110
                 await asyncio.sleep(0)
 
@@ -314,6 +314,6 @@ async def test_a_stop_during_an_outage_gives_back_what_is_confirmed_and_cannot_b
     world.come(command("c1"))
     await turns(50)
     world.stop.set()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         await running
     assert (world.acked, world.given_back) == ([], [1])

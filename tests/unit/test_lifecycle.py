@@ -215,7 +215,7 @@ async def test_a_signal_sets_the_stop_and_the_handlers_come_back_after(number: s
     before = [signal.getsignal(each) for each in lifecycle.STOP_SIGNALS]
     with stop_on_signals() as stop:
         os.kill(os.getpid(), number)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             await stop.wait()
         assert signal.getsignal(number) == signal.SIG_DFL
     assert [signal.getsignal(each) for each in lifecycle.STOP_SIGNALS] == before

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nacl.signing import VerifyKey
 
-from pulse.adapters.nats.auth_callout import subject_of
+from pulse.adapters.nats.auth_callout import subjects_of
 from pulse.adapters.nats.nkeys import AccountKey, claims_of
 
 SECRET = "a secret of a data folder, in 32"
@@ -69,7 +69,8 @@ def test_what_is_no_token_is_told(token: bytes) -> None:
     [
         ("tenant/acme/device/t-1/telemetry", "tenant.acme.device.t-1.telemetry"),
         ("tenant/acme/device/t-1/shadow/name/+/get", "tenant.acme.device.t-1.shadow.name.*.get"),
+        ("tenant/acme/route/#", "tenant.acme.route.> tenant.acme.route"),
     ],
 )
 def test_a_topic_is_known_to_nats_server_by_a_subject(topic: str, subject: str) -> None:
-    assert subject_of(topic) == subject
+    assert subjects_of(topic) == subject.split()

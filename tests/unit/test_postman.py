@@ -66,7 +66,7 @@ class World:
         return self.registry.get_sample_value(f"pulse_outbox_{name}", {"kind": "shadow", **labels})
 
     async def until(self, holds: Callable[[], bool]) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while not holds():  # noqa: ASYNC110 - a turn of the loop, not a wait
                 await asyncio.sleep(0)
 

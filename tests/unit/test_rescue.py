@@ -130,7 +130,7 @@ async def rescue(world: World, *, work_queue: bool = False, chance: bool = True)
         retry_delay_s_max=0.001,
         probe=lambda _: None,
     )
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await service.run(world.stop)
     return world.done[1:]
 

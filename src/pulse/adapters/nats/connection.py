@@ -29,6 +29,7 @@ from nats.aio.client import Client, Server
 from nats.aio.msg import Msg
 from nats.protocol.parser import PERMISSIONS_ERR, STALE_CONNECTION
 
+from pulse.adapters.nats.closing import abandon
 from pulse.adapters.nats.errors import IS_IT_RUNNING, SYSTEM, to_pulse_error
 from pulse.adapters.nats.frames import FrameParser
 from pulse.domain.errors import ConfigurationError, Outage, PulseError
@@ -84,9 +85,7 @@ class PulseClient(Client):
     async def close(self) -> None:
         """Close at once; what is not sent by then is given up where the connection is lost."""
         if not self.is_connected:
-            # nats-py would write it to the dead socket, fail, and leave the rest of its closing undone.
-            self._pending = []
-            self._pending_data_size = 0
+            abandon(self)
         await super().close()
 
     def _build_message(
@@ -202,6 +201,7 @@ async def close(client: PulseClient, *, drain_s_max: float = 4.0) -> None:
                 await client.drain()
         except (nats.errors.Error, OSError) as error:
             log.warning("the connection to NATS did not drain", error=str(error) or type(error).__name__)
+            abandon(client)
     if not client.is_closed:
         await client.close()
 
