@@ -218,6 +218,16 @@ async def test_a_revoked_key_and_an_ended_account_sign_in_no_more(site: Site) ->
     assert (await site.post("/sign-in", {"key": site.acme})).status_code == 401
 
 
+@pytest.mark.parametrize("typed", ["9" * 5000, "²", "-1"])
+async def test_a_field_of_which_no_number_is_made_is_no_bug(site: Site, typed: str) -> None:
+    """A page that meets a bug ends the role, for everybody."""
+    await site.sign_in(site.operator)
+    await site.get("/settings/keys")
+    assert (await site.post("/settings/keys", {"action": "create", "name": "k", "days": typed})).status_code == 200
+    assert (await site.post("/settings/keys", {"action": "revoke", "key_id": typed})).status_code in (404, 422)
+    assert (await site.post("/routes/dry-run", {"tenant_id": "acme", "messages": typed})).status_code == 200
+
+
 async def test_another_password_ends_the_sessions_of_the_old_one(site: Site) -> None:
     await site.get("/sign-in")
     await site.post("/sign-in", {"account": "ada", "password": PASSWORD})

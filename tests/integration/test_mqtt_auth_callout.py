@@ -42,6 +42,8 @@ BRIDGE_PASSWORD = secrets.token_urlsafe(24)
 T1 = "acme/t-1"
 T2 = "acme/t-2"
 OWN = "tenant/acme/device/t-1/"
+SUBSCRIPTIONS_MAX = 1000
+"""As nats_mqtt.conf has it."""
 
 
 def known(tenant_id: str, device_id: str, *tokens: TokenDigest, enabled: bool = True) -> Device:
@@ -289,6 +291,22 @@ async def test_a_device_is_not_heard_anywhere_else(door: Door) -> None:
         await asyncio.to_thread(_publish_all, door, [*topics, OWN + "telemetry"])
         await until(lambda: any(subject == "tenant.acme.device.t-1.telemetry" for subject, _ in heard))
     assert [subject for subject, data in heard if data == b"hostile"] == ["tenant.acme.device.t-1.telemetry"]
+
+
+async def test_a_device_has_so_many_filters_and_no_more(door: Door) -> None:
+    """Topics of routes are any number, and a session that is kept is written down anew with each of them."""
+
+    def subscribe() -> int:
+        with door.inside(clean=False) as client:
+            mids = [
+                client.client.subscribe(f"tenant/acme/route/a/{number}", qos=0)[1]
+                for number in range(SUBSCRIPTIONS_MAX + 100)
+            ]
+            client.wait(lambda: set(mids) <= client.heard.granted.keys(), "an answer to each")
+            assert not client.heard.disconnected
+            return sum(code == 0 for code in client.heard.granted.values())
+
+    assert SUBSCRIPTIONS_MAX // 2 <= await asyncio.to_thread(subscribe) <= SUBSCRIPTIONS_MAX
 
 
 def _publish_all(door: Door, topics: list[str]) -> None:

@@ -15,6 +15,7 @@ from pulse.domain.errors import StreamFull
 from pulse.domain.ledger import SEQUENCE_MAX, position
 from pulse.domain.line import InLine, Line, Turn, Turned
 from pulse.domain.receipt import Receipt
+from worker_bench import until
 
 ALL = {1: position(1, SEQUENCE_MAX), 2: position(2, SEQUENCE_MAX)}
 LEASE_S = 600.0
@@ -158,6 +159,34 @@ async def test_a_route_has_room_for_so_many_jobs_and_another_for_as_many(pool: P
     await lines.settle([passed(line, 1) for line in await lines.take({1: position(1, 1)}, limit=9)])
     [answer] = await OrderedJobs(pool, jobs_max=2).add([job(5)])
     assert isinstance(answer, Receipt)
+
+
+async def test_what_stands_in_a_full_line_is_not_refused_when_its_message_comes_again(pool: Pool) -> None:
+    await OrderedJobs(pool, jobs_max=2).add([job(1), job(2)])
+    first, third, second = await OrderedJobs(pool, jobs_max=2).add([job(1), job(3), job(2)])
+    assert isinstance(first, Receipt)
+    assert first.duplicate
+    assert isinstance(second, Receipt)
+    assert isinstance(third, StreamFull)
+
+
+async def test_a_level_that_is_forgotten_while_another_is_looked_up_is_looked_up_again(pool: Pool) -> None:
+    jobs = OrderedJobs(pool, jobs_max=2)
+    await jobs.add([job(1)])
+    async with pool.acquire() as connection, connection.transaction():
+        await connection.execute("LOCK TABLE ordered_lines")
+        both = asyncio.create_task(jobs.add([job(2), job(3), job(4, route_id="s")]))
+
+        async def is_looked_up() -> bool:
+            return bool(
+                await connection.fetchval(
+                    "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'ordered_lines'::regclass"
+                )
+            )
+
+        await until(is_looked_up)
+        jobs._level.clear()  # as another batch does once a second
+    assert [isinstance(each, StreamFull) for each in await both] == [False, True, False]
 
 
 async def test_counts_hold_while_many_add_take_and_settle(pool: Pool) -> None:

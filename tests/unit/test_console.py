@@ -202,10 +202,10 @@ def test_a_password_is_verified_by_its_hash_alone_and_nobodys_never() -> None:
 
 
 def test_a_stream_that_fills_says_when_and_one_that_age_empties_does_not() -> None:
-    def stream(age_s_max: float | None) -> StreamStatus:
+    def stream(age_s_max: float | None, *, keeps_acked: bool = True) -> StreamStatus:
         return StreamStatus(
             name="S", messages=1000, bytes=100_000, bytes_max=1_000_000, age_s_max=age_s_max, oldest_age_s=1.0,
-            first_seq=1, last_seq=1000, deleted=0, replicas=1, created="", consumers=(),
+            keeps_acked=keeps_acked, first_seq=1, last_seq=1000, deleted=0, replicas=1, created="", consumers=(),
         )  # fmt: skip
 
     assert room_of(stream(None), 10.0).full_in_s == pytest.approx(900)
@@ -214,6 +214,7 @@ def test_a_stream_that_fills_says_when_and_one_that_age_empties_does_not() -> No
     assert held.full_in_s is None
     assert held.steady_fill == pytest.approx(0.06)
     assert room_of(stream(None), None).full_in_s is None
+    assert room_of(stream(None, keeps_acked=False), 10.0).full_in_s is None, "what comes says nothing of what stays"
 
 
 @pytest.mark.parametrize(

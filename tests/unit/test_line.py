@@ -106,13 +106,26 @@ def test_a_line_that_does_not_wait_is_due_at_once() -> None:
 
 def test_what_is_not_routed_yet_is_waited_for() -> None:
     patience = Patience(60.0)
-    assert patience.upto(1, 0, now_s=0.0) == position(1, 1)
-    assert patience.upto(1, 41, now_s=1.0) == position(1, 42)
+    assert patience.upto(1, 0, unacked=1, now_s=0.0) == position(1, 1)
+    assert patience.upto(1, 41, unacked=1, now_s=1.0) == position(1, 42)
 
 
 def test_a_floor_that_stands_still_is_waited_for_once() -> None:
     patience = Patience(60.0)
-    assert patience.upto(1, 5, now_s=0.0) == position(1, 6)
-    assert patience.upto(1, 5, now_s=59.0) == position(1, 6)
-    assert patience.upto(1, 5, now_s=60.0) == position(1, SEQUENCE_MAX)
-    assert patience.upto(1, 6, now_s=61.0) == position(1, 7)
+    for now_s in range(60):
+        assert patience.upto(1, 5, unacked=1, now_s=now_s) == position(1, 6)
+    assert patience.upto(1, 5, unacked=1, now_s=60.0) == position(1, SEQUENCE_MAX)
+    assert patience.upto(1, 6, unacked=1, now_s=61.0) == position(1, 7)
+
+
+def test_a_stream_in_which_nothing_came_uses_up_no_patience() -> None:
+    patience = Patience(60.0)
+    for now_s in range(100):
+        patience.upto(1, 5, unacked=0, now_s=now_s)
+    assert patience.upto(1, 5, unacked=2, now_s=100.0) == position(1, 6)
+
+
+def test_time_in_which_nobody_looked_uses_up_no_patience() -> None:
+    patience = Patience(60.0)
+    patience.upto(1, 5, unacked=1, now_s=0.0)
+    assert patience.upto(1, 5, unacked=1, now_s=100.0) == position(1, 6)

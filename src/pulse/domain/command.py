@@ -9,7 +9,7 @@
 SEND is ours, when the command has left for its device, and again each time a device comes back that has not answered.
 A device may answer a command that was never noted as sent: it got it just before we died. EXPIRE is the end of the time
 to live, which is for being heard of; TIME_OUT is the end of the time that a device has from there to its result.
-Source: the states of AWS IoT commands, and of ThingsBoard's persistent RPC, under the names of DESIGN's contract.
+Source: the states of AWS IoT commands, and of ThingsBoard's persistent RPC, under names of our own.
 """
 
 from __future__ import annotations

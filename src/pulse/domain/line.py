@@ -22,6 +22,9 @@ import msgspec
 
 from pulse.domain.ledger import SEQUENCE_MAX, epoch_of, position
 
+LOOK_GAP_S_MAX = 5.0
+"""Who has not looked at a floor for longer does not know since when it has stood still."""
+
 
 class LineKey(NamedTuple):
     """Names a line: messages of one making of a stream, by one device, for one route."""
@@ -116,18 +119,21 @@ class Patience:
     """How far one making of a stream is routed, as its consumer's ack floor says; what is acked is routed.
 
     A message that is never acked holds the floor where it is. After `patience_s` nobody waits for it any more, nor for
-    anything else until the floor has moved.
+    anything else until the floor has moved. The floor of a stream in which nothing comes stands still as well, which
+    counts for nothing: only time in which something is `unacked`, and in which somebody looks, does.
     """
 
     def __init__(self, patience_s: float) -> None:
         self._patience_s = patience_s
         self._floor = -1
         self._since_s = 0.0
+        self._looked_s = 0.0
 
-    def upto(self, epoch: int, floor: int, *, now_s: float) -> int:
-        """The last position that may be sent, where the floor of the epoch is `floor` now."""
-        if floor != self._floor:
+    def upto(self, epoch: int, floor: int, *, unacked: int, now_s: float) -> int:
+        """The last position that may be sent, where the epoch's floor is `floor` now, with so many unacked above it."""
+        if floor != self._floor or not unacked or now_s - self._looked_s > LOOK_GAP_S_MAX:
             self._floor, self._since_s = floor, now_s
+        self._looked_s = now_s
         if now_s - self._since_s >= self._patience_s:
             return position(epoch, SEQUENCE_MAX)
         return position(epoch, min(floor + 1, SEQUENCE_MAX))

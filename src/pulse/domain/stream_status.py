@@ -19,12 +19,13 @@ class ConsumerStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StreamStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """One stream that is there; a limit is None where there is none."""
+    """One stream that is there; a limit is None where there is none. `keeps_acked`: what is acknowledged stays."""
 
     name: str
     messages: int
     bytes: int
     bytes_max: int | None
+    keeps_acked: bool
     age_s_max: float | None
     oldest_age_s: float | None
     first_seq: int

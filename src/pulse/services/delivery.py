@@ -6,10 +6,10 @@
                       │       ├─► its route is ordered ─► the line of its device (ordered_delivery.py) ─► ack
                       └───────┴─────────────────┴─► dead ─► a letter in DEAD_LETTERS ────────► ack
 
-Who acks: `Acks`, once JetStream has what becomes of the job on disk, or the destination has it. A crash before that
-delivers again, under the same webhook-id. Nothing waits here for longer than moments: the places that JetStream gives
-are for attempts that run. PostgreSQL is asked for routes alone, and told of attempts; while it is away, the routes that
-are known are served, and dead letters stand in DEAD_LETTERS until `rescue` can write them down.
+Who acks: `Acks`, once JetStream, or PostgreSQL for a line, has what becomes of the job, or the destination has it. A
+crash before that delivers again, under the same webhook-id. Nothing waits here for longer than moments: the places that
+JetStream gives are for attempts that run. PostgreSQL is asked for routes, given lines and told of attempts; while it is
+away, the routes that are known are served, and dead letters stand in DEAD_LETTERS until `rescue` can write them down.
 """
 
 from __future__ import annotations
@@ -221,7 +221,8 @@ class Delivery:
                     attempt += 1
                     await self._waits.out(full, attempt, stop)
                 else:
-                    fate = Dying(Reason.ROUTES_FULL, str(full), getattr(fate, "attempts", held.past.attempts))
+                    attempts = fate.attempts if isinstance(fate, Again) else held.past.attempts
+                    fate = Dying(Reason.ROUTES_FULL, str(full), attempts)
             except Outage as outage:
                 attempt += 1
                 await self._waits.out(outage, attempt, stop)

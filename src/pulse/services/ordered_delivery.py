@@ -93,11 +93,6 @@ class OrderedDelivery:
         self._look = asyncio.Event()
         self._refusals = RefusalLog()
 
-    @property
-    def in_hand(self) -> int:
-        """Lines that are held."""
-        return len(self._held)
-
     async def run(self, stop: asyncio.Event) -> None:
         """Deliver until `stop`, then finish what runs, or leave it; returns when no line is in hand."""
         last = asyncio.Event()

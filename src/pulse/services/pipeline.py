@@ -102,11 +102,6 @@ class Pipeline:
         """The last one; None before the first."""
         return self._picture
 
-    @property
-    def watchers(self) -> int:
-        """How many watch now."""
-        return self._watchers
-
     def systems(self) -> Sequence[SystemState]:
         """NATS and PostgreSQL as this process sees them, read from memory."""
         found = self._systems()

@@ -13,7 +13,7 @@ FOREVER_S = 10 * 366 * 86_400.0
 
 
 class Room(msgspec.Struct, frozen=True, kw_only=True):
-    """`fill` of the bytes; at `rate` it is full in `full_in_s`, None where age or quiet keep it from that.
+    """`fill` of the bytes; at `rate` it is full in `full_in_s`, None where age, quiet or acks keep it from that.
 
     `steady_fill` is where age will hold it, at that rate.
     """
@@ -34,7 +34,7 @@ def room_of(stream: StreamStatus, rate: float | None) -> Room:
     if stream.bytes_max is None:
         return Room(fill=None, rate=rate, full_in_s=None, steady_fill=None)
     fill = stream.bytes / stream.bytes_max
-    if not rate or not stream.messages:
+    if not rate or not stream.messages or not stream.keeps_acked:
         return Room(fill=fill, rate=rate, full_in_s=None, steady_fill=None)
     bytes_per_s = rate * stream.bytes / stream.messages
     steady = None if stream.age_s_max is None else bytes_per_s * stream.age_s_max / stream.bytes_max

@@ -98,10 +98,13 @@ class RoutedSoFar:
         """Of a making that is over nothing more is routed, so nothing is waited for."""
         if made is not None and made[0] in WORKERS:
             stream, created_ns = made
-            floor = (await consumer_state(self._client, stream, WORKERS[stream])).ack_floor_stream_seq
+            state = await consumer_state(self._client, stream, WORKERS[stream])
             if (await state_of(self._client, stream)).created_ns == created_ns:
                 patience = self._patience.setdefault(epoch, Patience(self._patience_s))
-                return patience.upto(epoch, floor, now_s=time.monotonic())
+                unacked = state.ack_pending
+                # What is given up leaves no ack: the floor stays below it until the next one.
+                floor = state.ack_floor_stream_seq if unacked else state.delivered_stream_seq
+                return patience.upto(epoch, floor, unacked=unacked, now_s=time.monotonic())
         self._patience.pop(epoch, None)
         return position(epoch, SEQUENCE_MAX)
 

@@ -51,6 +51,7 @@ def status_of(found: StreamSurvey) -> StreamStatus:
         messages=state.messages,
         bytes=state.bytes,
         bytes_max=limit_of(found.config, "max_bytes"),
+        keeps_acked=found.config.get("retention") == "limits",
         age_s_max=None if age_ns is None else age_ns / 1e9,
         oldest_age_s=None if state.first_ts_ns is None else max(0.0, (state.now_ns - state.first_ts_ns) / 1e9),
         first_seq=state.first_seq,

@@ -43,6 +43,11 @@ INSERT_JOBS = f"""
     )
     SELECT tenant_id, route_id, position FROM made
 """  # noqa: S608 - a constant
+SELECT_STANDING = """
+    SELECT tenant_id, route_id, position FROM ordered_jobs
+    JOIN unnest($1::text[], $2::text[], $3::text[], $4::bigint[]) AS told (tenant_id, route_id, device_id, position)
+        USING (tenant_id, route_id, device_id, position)
+"""
 COUNT_JOBS = """
     SELECT asked.tenant_id, asked.route_id, coalesce(sum(line.jobs), 0)::bigint AS jobs
     FROM unnest($1::text[], $2::text[]) AS asked (tenant_id, route_id)
@@ -150,13 +155,16 @@ class OrderedJobs:
             await self._look(connection, {(job.tenant_id, job.route_id) for job in jobs})
             taken = [self._has_room(job) for job in jobs]
             columns = zip(*[_columns(job) for job, has_room in zip(jobs, taken, strict=True) if has_room], strict=True)
-            rows = await connection.fetch(INSERT_JOBS, *columns) if any(taken) else []
-        new = {(row["tenant_id"], row["route_id"], row["position"]) for row in rows}
+            new = set(map(tuple, await connection.fetch(INSERT_JOBS, *columns) if any(taken) else []))
+            # One that was refused may stand there since its message came the first time.
+            left = [_columns(job)[:4] for job, has_room in zip(jobs, taken, strict=True) if not has_room]
+            old = set(map(tuple, await connection.fetch(SELECT_STANDING, *zip(*left, strict=True)) if left else []))
+        names = [(job.tenant_id, job.route_id, job.position) for job in jobs]
         return [
-            Receipt("ordered_jobs", 0, duplicate=(job.tenant_id, job.route_id, job.position) not in new)
-            if has_room
+            Receipt("ordered_jobs", 0, duplicate=name not in new)
+            if has_room or name in old
             else StreamFull(SYSTEM, f"{self._jobs_max} jobs wait for this route already")
-            for job, has_room in zip(jobs, taken, strict=True)
+            for name, has_room in zip(names, taken, strict=True)
         ]
 
     async def _look(self, connection: Connection, routes: set[tuple[str, str]]) -> None:
@@ -164,7 +172,7 @@ class OrderedJobs:
         if now - self._looked_at > LOOK_S:
             self._looked_at = now
             self._level.clear()
-        if unknown := routes - self._level.keys():
+        while unknown := routes - self._level.keys():
             rows = await connection.fetch(COUNT_JOBS, *zip(*unknown, strict=True))
             self._level |= {(row["tenant_id"], row["route_id"]): row["jobs"] for row in rows}
 

@@ -74,12 +74,13 @@ class ConsumerStatus(Answer):
 
 
 class StreamStatus(Answer):
-    """One stream that is there; a limit is null where there is none."""
+    """One stream that is there; a limit is null where there is none. `keeps_acked`: what is acknowledged stays."""
 
     name: str
     messages: int
     bytes: int
     bytes_max: int | None
+    keeps_acked: bool
     age_s_max: float | None
     oldest_age_s: float | None
     first_seq: int

@@ -14,7 +14,7 @@ from pulse.domain.errors import Reason, Refusal
 from pulse.domain.identity import ID_PATTERN
 from pulse.domain.json_text import read_json
 from pulse.services.control import Reach
-from pulse.ui.pages.device import DeviceId, TenantId
+from pulse.ui.parameters import DeviceId, TenantId
 from pulse.ui.render import page, query
 from pulse.ui.security import Form, read_form, redirect
 from pulse.ui.sessions import TheConsole, TheVisitor

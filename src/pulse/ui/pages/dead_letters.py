@@ -17,11 +17,11 @@ from starlette.responses import StreamingResponse
 from pulse.domain.browse import editable, readable
 from pulse.domain.dead_letter import Filter, Letter, Replayed, parse_headers
 from pulse.domain.errors import Outage, Reason, Refusal
-from pulse.domain.identity import ID_PATTERN
 from pulse.domain.query import parse_instant
 from pulse.domain.route_search import FoundRoute
 from pulse.services.console import Visitor
 from pulse.services.dead_letters import Matching
+from pulse.ui.parameters import OptionalId
 from pulse.ui.render import page, query
 from pulse.ui.security import Form, read_form, redirect
 from pulse.ui.sessions import TheConsole, TheVisitor
@@ -38,7 +38,6 @@ NAMES = ("reason", "stream", "tenant", "device", "route", "since", "until", "sta
 
 Steps = AsyncGenerator[list[Replayed], None] | AsyncGenerator[int, None]
 """What a replay publishes at a time, or how many a purge deletes."""
-OptionalId = Annotated[str, Query(pattern=f"^({ID_PATTERN})?$")]
 LetterId = Annotated[int, Path(ge=1, le=LETTER_ID_MAX)]
 
 router = APIRouter(prefix="/dead-letters")

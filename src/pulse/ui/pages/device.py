@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import Annotated, NamedTuple
 
 import msgspec
-from fastapi import APIRouter, Path, Query, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from starlette.responses import JSONResponse
 
 from pulse.domain.command_documents import document
@@ -21,6 +21,7 @@ from pulse.services.console import Console
 from pulse.services.control import Reach
 from pulse.services.device_watch import COMMANDS_SHOWN, mark_of
 from pulse.ui.pages.devices import show_token
+from pulse.ui.parameters import DeviceId, TenantId
 from pulse.ui.render import page
 from pulse.ui.security import read_form, redirect
 from pulse.ui.sessions import TheConsole, TheVisitor
@@ -42,8 +43,6 @@ OVERLAP_S = 86_400
 METRICS_MAX = 24
 """Charts on one page; the rest is in the table of latest values, each with a link to its own."""
 
-TenantId = Annotated[str, Path(pattern=f"^{ID_PATTERN}$")]
-DeviceId = Annotated[str, Path(pattern=f"^{ID_PATTERN}$")]
 ShadowName = Annotated[str, Query(pattern=f"^({ID_PATTERN})?$")]
 
 router = APIRouter(prefix="/devices/{tenant_id}/{device_id}")

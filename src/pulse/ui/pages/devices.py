@@ -11,11 +11,12 @@ from fastapi import APIRouter, Query, Request, Response
 from pulse.domain.device_csv import parse_devices
 from pulse.domain.device_search import TEXT_LENGTH_MAX, DeviceSearch
 from pulse.domain.errors import Reason, Refusal
-from pulse.domain.identity import ID_PATTERN, NewDevice
+from pulse.domain.identity import NewDevice
 from pulse.domain.labels import check_name
 from pulse.domain.presence import Presence
 from pulse.domain.registry import device_key, tenant_key
 from pulse.services.console import Console, Visitor
+from pulse.ui.parameters import OptionalId
 from pulse.ui.render import page
 from pulse.ui.security import read_form
 from pulse.ui.sessions import TheConsole, TheVisitor
@@ -23,8 +24,6 @@ from pulse.ui.sessions import TheConsole, TheVisitor
 PAGE = 50
 IMPORT_PART = 500
 EXAMPLE_METRICS = {"temperature": 21.5}
-
-OptionalId = Annotated[str, Query(pattern=f"^({ID_PATTERN})?$")]
 
 router = APIRouter(prefix="/devices")
 

@@ -21,12 +21,12 @@ from fastapi import APIRouter, Query
 from starlette.responses import StreamingResponse
 
 from pulse.domain.errors import LimitExceeded, Reason
-from pulse.domain.identity import ID_PATTERN
 from pulse.domain.shadow import ShadowKey
 from pulse.services.console import Console, Visitor
 from pulse.services.device_watch import DeviceWatch
 from pulse.services.live_tail import DeviceTail, StreamTail
 from pulse.services.route_watch import RouteWatch
+from pulse.ui.parameters import OptionalId
 from pulse.ui.sessions import TheConsole, TheVisitor
 
 STREAM_S_MAX = 300.0
@@ -35,7 +35,6 @@ KEY_STREAMS_MAX = 50
 """Open at the same time, of all and of one key; one more is told 429."""
 RETRY = b"retry: 2000\n\n"
 
-OptionalId = Annotated[str, Query(pattern=f"^({ID_PATTERN})?$")]
 Topic = Literal["pipeline", "tail", "device", "route", "systems"]
 
 router = APIRouter()

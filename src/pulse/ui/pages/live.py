@@ -6,12 +6,10 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 
-from pulse.domain.identity import ID_PATTERN
 from pulse.ui.pages.devices import tenants_of
+from pulse.ui.parameters import OptionalId
 from pulse.ui.render import page
 from pulse.ui.sessions import TheConsole, TheVisitor
-
-OptionalId = Annotated[str, Query(pattern=f"^({ID_PATTERN})?$")]
 
 router = APIRouter()
 

@@ -4,25 +4,22 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Query, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 
 from pulse.domain.errors import Outage, Reason, Refusal
-from pulse.domain.identity import ID_PATTERN
 from pulse.domain.registry import route_key
 from pulse.domain.route_requests import with_enabled
 from pulse.domain.route_trial import Trial
 from pulse.domain.stored_route import StoredRoute
 from pulse.services.console import Visitor
 from pulse.services.route_watch import mark_of
+from pulse.ui.parameters import RouteId, TenantId
 from pulse.ui.render import page, query
 from pulse.ui.security import read_form, redirect
 from pulse.ui.sessions import TheConsole, TheVisitor
 
 ATTEMPTS_SHOWN = 50
 OVERLAP_S = 86_400
-
-TenantId = Annotated[str, Path(pattern=f"^{ID_PATTERN}$")]
-RouteId = Annotated[str, Path(pattern=f"^{ID_PATTERN}$")]
 
 router = APIRouter(prefix="/routes/{tenant_id}/{route_id}")
 

@@ -10,7 +10,6 @@ from fastapi import APIRouter, Query, Request, Response
 
 from pulse.domain.dry_run import MESSAGES_MAX, DryRun
 from pulse.domain.errors import ConfigurationError, Reason, Refusal, VersionConflict
-from pulse.domain.identity import ID_PATTERN
 from pulse.domain.registry import route_key
 from pulse.domain.route import EXPRESSION_LENGTH_MAX, Route, Webhook
 from pulse.domain.route_documents import settable
@@ -20,7 +19,8 @@ from pulse.domain.template import read_template
 from pulse.domain.webhook_url import Allowed
 from pulse.services.console import Console, Visitor
 from pulse.ui.pages.devices import tenants_of
-from pulse.ui.pages.route import RouteId, TenantId, show_secret
+from pulse.ui.pages.route import show_secret
+from pulse.ui.parameters import OptionalId, RouteId, TenantId
 from pulse.ui.render import page, query
 from pulse.ui.route_form import LABELS, NEW, TYPES, asked_of, field_of, values_of_form, values_of_route
 from pulse.ui.security import Form, read_form, redirect
@@ -29,7 +29,6 @@ from pulse.ui.sessions import TheConsole, TheVisitor
 MESSAGES = (10, 100, 1000)
 AROUND = 60
 """How much of a line is shown on either side of where it does not read."""
-OptionalId = Annotated[str, Query(pattern=f"^({ID_PATTERN})?$")]
 
 router = APIRouter(prefix="/routes")
 
@@ -137,7 +136,7 @@ async def dry_run(request: Request, console: TheConsole, visitor: TheVisitor) ->
     try:
         asked = asked_of(values, removed=removed)
         draft = _draft(console, asked, stored, tenant_id)
-        limit = int(form["messages"]) if form["messages"].isdecimal() else MESSAGES[1]
+        limit = int(form["messages"][:9]) if form["messages"].isdecimal() else MESSAGES[1]
         ran = await console.control.dry_runs.run(draft, reach.messages, limit=max(1, min(limit, MESSAGES_MAX)))
     except Refusal as refused:
         refusal = refused

@@ -6,14 +6,13 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 
-from pulse.domain.identity import ID_PATTERN
 from pulse.domain.route_search import TEXT_LENGTH_MAX, RouteSearch, RouteState
 from pulse.ui.pages.devices import tenants_of
+from pulse.ui.parameters import OptionalId
 from pulse.ui.render import page
 from pulse.ui.sessions import TheVisitor
 
 PAGE = 50
-OptionalId = Annotated[str, Query(pattern=f"^({ID_PATTERN})?$")]
 
 router = APIRouter(prefix="/routes")
 

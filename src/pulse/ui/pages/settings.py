@@ -9,10 +9,10 @@ from fastapi import APIRouter, Query, Request, Response
 
 from pulse.domain.access import in_force
 from pulse.domain.errors import Reason, Refusal
-from pulse.domain.identity import ID_PATTERN
 from pulse.domain.labels import check_name
 from pulse.domain.registry import tenant_key
 from pulse.ui.pages.devices import tenants_of
+from pulse.ui.parameters import OptionalId
 from pulse.ui.render import page
 from pulse.ui.security import read_form, redirect
 from pulse.ui.sessions import TheConsole, TheOperator, TheVisitor
@@ -20,8 +20,7 @@ from pulse.ui.sessions import TheConsole, TheOperator, TheVisitor
 PAGE = 100
 LOG_PAGE = 50
 DAYS_MAX = 3660
-
-OptionalId = Annotated[str, Query(pattern=f"^({ID_PATTERN})?$")]
+KEY_ID_DIGITS_MAX = 18
 
 router = APIRouter(prefix="/settings")
 
@@ -77,13 +76,13 @@ async def keys(
 async def change_key(request: Request, console: TheConsole, visitor: TheOperator) -> Response:
     """Make a key, and show its secret this once; or revoke one."""
     form = await read_form(request, visitor.signed_in.secret, origin=request.app.state.origin)
-    if form["action"] == "revoke" and form["key_id"].isdigit():
+    if form["action"] == "revoke" and form["key_id"].isdecimal() and len(form["key_id"]) <= KEY_ID_DIGITS_MAX:
         await visitor.caller.changing(None, "key.revoke", form["key_id"]).keys.revoke(int(form["key_id"]))
         return redirect("/settings/keys")
     if form["action"] != "create":
         raise Refusal(Reason.INVALID_REQUEST, "there is no such action", field="action")
     tenant_id, read_only = form["tenant_id"] or None, form["read_only"] == "yes"
-    days = int(form["days"]) if form["days"].isdigit() else 0
+    days = int(form["days"][:9]) if form["days"].isdecimal() else 0
     expires_at = console.control.clock() + timedelta(days=min(days, DAYS_MAX)) if days else None
     name = check_name(form["name"] or "console")
     reach = visitor.caller.changing(

@@ -9,7 +9,8 @@ from pulse.domain.shadow import Sections, Shadow, ShadowKey, Update
 from pulse.domain.shadow_edit import patch_between, read_desired
 from pulse.domain.shadow_requests import Changed, change
 from pulse.services.console import Console, Visitor
-from pulse.ui.pages.device import DeviceId, ShadowName, TenantId
+from pulse.ui.pages.device import ShadowName
+from pulse.ui.parameters import DeviceId, TenantId
 from pulse.ui.render import page, query
 from pulse.ui.security import read_form, redirect
 from pulse.ui.sessions import TheConsole, TheVisitor

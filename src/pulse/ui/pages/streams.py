@@ -8,15 +8,14 @@ from fastapi import APIRouter, Path, Query, Request, Response
 
 from pulse.domain.browse import Start, read_message
 from pulse.domain.errors import Reason, Refusal
-from pulse.domain.identity import ID_PATTERN
 from pulse.domain.query import parse_instant
 from pulse.services.stream_room import rooms
+from pulse.ui.parameters import OptionalId
 from pulse.ui.render import page
 from pulse.ui.sessions import TheConsole, TheOperator
 
 PAGE = 50
 StreamName = Annotated[str, Path(pattern="^[A-Za-z0-9_-]{1,64}$")]
-OptionalId = Annotated[str, Query(pattern=f"^({ID_PATTERN})?$")]
 
 router = APIRouter(prefix="/streams")
 
