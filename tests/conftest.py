@@ -16,6 +16,7 @@ from __future__ import annotations
 import itertools
 import os
 import secrets
+import signal
 import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -32,6 +33,10 @@ from pulse.adapters.embedded import ports
 from pulse.adapters.embedded.nats_server import NatsServer
 from pulse.adapters.embedded.postgres_server import PostgresServer
 from storage import add_extension, timescale
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell that runs us in the background has it ignored, and so would the commands that a test ends by Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 NatsServerFactory = Callable[..., NatsServer]
 PostgresServerFactory = Callable[..., PostgresServer]
