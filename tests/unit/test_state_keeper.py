@@ -207,6 +207,39 @@ async def test_more_than_may_be_held_is_written_without_waiting(monkeypatch: pyt
         assert len(bench.world.written) >= 3
 
 
+async def test_what_is_being_written_or_about_to_be_acked_makes_no_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else each write would make the next one follow at once, as long as batches come: a write a batch."""
+    monkeypatch.setattr(module, "HELD_MAX", 3)
+    monkeypatch.setattr(module, "INTERVAL_S", 3600.0)
+    began, gate = asyncio.Event(), asyncio.Event()
+    async with running() as bench:
+        write = bench.world.write_states
+
+        async def slow(states: Mapping[Device, DeviceState]) -> None:
+            began.set()
+            await gate.wait()
+            await write(states)
+
+        def writes() -> list[Sequence[object]]:
+            return [of for what, of in bench.world.done if what == "write"]
+
+        monkeypatch.setattr(bench.world, "write_states", slow)
+        bench.hear(row(1, "a"), row(2, "b"))
+        async with asyncio.timeout(30):
+            await began.wait()
+        bench.hear(row(3, "c"))
+        gate.set()
+        await bench.world.until(lambda: ("ack", [1, 2]) in bench.world.done)
+        bench.hear(row(4, "c"), row(5, "d"))
+        for _ in range(50):
+            await asyncio.sleep(0)
+        assert writes() == [["a", "b"]], "two messages are held, and one is about to be acked"
+        assert bench.freed() == [3]
+        bench.hear(row(6, "e"))
+        await bench.world.until(lambda: len(writes()) == 2)
+        assert writes()[1] == ["c", "d", "e"]
+
+
 @pytest.mark.parametrize("seed", range(5))
 async def test_at_no_moment_is_a_word_neither_written_nor_held(seed: int) -> None:
     """The promise, on random histories: whoever dies now, what is written and what comes again say all."""

@@ -175,9 +175,12 @@ class StateKeeper:
         return [Answered(created_ns, messages) for created_ns, messages in makings.items()]
 
     def _check_room(self) -> None:
+        """Hurry where too much is held that is not about to be acked; what made us hurry may be over by now."""
         held = self.held.values()
-        if len(held) >= HELD_MAX or sum([len(message.body) for message in held]) >= HELD_BYTES_MAX:
+        if len(held) - len(self._freed) >= HELD_MAX or sum([len(message.body) for message in held]) >= HELD_BYTES_MAX:
             self._room.clear()
             self._hurry.set()
         else:
             self._room.set()
+            if not self._finishing:
+                self._hurry.clear()
