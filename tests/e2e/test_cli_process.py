@@ -171,7 +171,7 @@ def open_when_read(fifo: Path) -> int:
 
 
 SERVING = """
-import asyncio, sys, time
+import asyncio, signal, sys, time
 import click
 import pulse.cli
 from pulse.cli.context import as_async
@@ -196,6 +196,8 @@ class Worker:
         print("draining", flush=True)
         if sys.argv[2:] == ["slow"]:
             await asyncio.Event().wait()
+        while sys.argv[2:] == ["until-sigterm"] and signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+            await asyncio.sleep(0.01)
         print("drained", flush=True)
 
 @click.command()
@@ -244,7 +246,7 @@ def test_the_same_signal_again_stops_at_once(number: signal.Signals, tmp_path: P
 
 def test_sigterm_after_ctrl_c_still_drains(tmp_path: Path) -> None:
     """On Ctrl-C a child gets SIGINT from the terminal and SIGTERM from its parent."""
-    with process(sys.executable, "-c", SERVING, "work", "well", folder=tmp_path) as running:
+    with process(sys.executable, "-c", SERVING, "work", "until-sigterm", folder=tmp_path) as running:
         read_until(running, "running")
         running.send_signal(signal.SIGINT)
         running.send_signal(signal.SIGTERM)
